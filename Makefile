@@ -1,0 +1,49 @@
+# Everything a newcomer types. `bootstrap.py` says how long each step takes and what it downloads.
+PYTHON ?= python3
+BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: up core dev ui test test-slow lint format bench docs lock clean
+
+up: core            ## install what is missing, start Noria on 127.0.0.1:8000
+	@$(PYTHON) bootstrap.py console models
+	@$(BIN)/noria up $(ARGS)
+
+core:
+	@$(PYTHON) bootstrap.py core
+
+dev:
+	@$(PYTHON) bootstrap.py dev console models
+
+ui: core            ## build the console
+	@$(PYTHON) bootstrap.py console
+
+test: dev           ## all tests but the long proofs
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: dev      ## the long proofs at full scale
+	$(BIN)/python -m pytest -m slow --timeout 7200 $(ARGS)
+
+lint: dev           ## style, types, import contracts, generated docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+format: dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: core         ## short form of every benchmark
+	$(BIN)/python bench/gateway.py --short
+
+docs: dev           ## regenerate docs/reference
+	$(BIN)/python docs/generate.py
+
+lock:               ## resolve again (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o locks/core.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev -o locks/dev.txt
+
+clean:
+	rm -rf .venv src/noria/web/static ui/node_modules bench/out tests/out

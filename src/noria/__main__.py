@@ -1,0 +1,6 @@
+"""`python -m noria` is the command line."""
+
+from noria.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""HTTP surfaces, thin: parse, ask the app, render. `gateway` is the data plane, `manage` the keeper's side."""

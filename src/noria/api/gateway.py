@@ -1,0 +1,337 @@
+"""The data plane's HTTP surface: `/v1/*`, health, metrics; everything else is the keeper's, and is relayed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from urllib.parse import unquote
+
+from msgspec.structs import replace
+
+from noria.api.origin import admitted
+from noria.app.house import WiredHouse
+from noria.app.worker import Worker
+from noria.contracts.error import NoriaError, NotFound, RequestError, Unavailable
+from noria.contracts.exchange import Exchange, Kind
+from noria.dialects.openai import read_head, read_request
+from noria.dialects.openai_answer import write_model, write_models
+from noria.dialects.openai_error import error_answer, error_body
+from noria.govern.access import cookie
+from noria.journeys.prompt import answer, refuse
+from noria.kit.http_client import HttpCallError
+from noria.kit.http_request import Limits, Request
+from noria.kit.http_response import Response
+from noria.kit.ids import parse_traceparent, span_id, trace_id, uuid7
+from noria.observe.metrics import CONTENT_TYPE
+
+log = logging.getLogger("noria.gateway")
+
+KINDS: dict[str, Kind] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completion",
+    "/v1/embeddings": "embedding",
+}
+NOT_RELAYED = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "transfer-encoding",
+        "content-length",
+        "te",
+        "trailer",
+        "upgrade",
+        "proxy-connection",
+        "expect",
+        "x-noria-relayed",
+    }
+)
+JSON = ("content-type", "application/json")
+INTERNAL = error_body("Noria made a mistake with this request.", "server_error", None, "internal_error")
+
+
+class HttpOutlet:
+    """`contracts.stage.Outlet` over one HTTP response."""
+
+    __slots__ = ("_head", "_parts", "_response", "_stream", "_unread")
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+        self._stream = False
+        self._head: tuple[int, list[tuple[str, str]]] = (500, [])
+        self._parts: list[bytes] = []
+        self._unread = -1
+        response.on_pause = self._paused
+        response.on_resume = self._resumed
+
+    @property
+    def backlog(self) -> int:
+        """Bytes written since the caller stopped reading; 0 while it reads."""
+        return max(0, self._unread)
+
+    def head(self, status: int, headers: list[tuple[str, str]], *, stream: bool) -> None:
+        """See `contracts.stage.Outlet`."""
+        self._stream = stream
+        if stream:
+            self._response.start(status, headers, length=None)
+        else:
+            self._parts = []
+            self._head = (status, headers)
+
+    def data(self, data: bytes) -> None:
+        """See `contracts.stage.Outlet`."""
+        if not self._stream:
+            self._parts.append(data)
+            return
+        if self._unread >= 0:
+            self._unread += len(data)
+        self._response.write(data)
+
+    def end(self) -> None:
+        """See `contracts.stage.Outlet`."""
+        if self._stream:
+            self._response.end()
+        else:
+            self._response.send(*self._head, b"".join(self._parts))
+
+    def _paused(self) -> None:
+        self._unread = 0
+
+    def _resumed(self) -> None:
+        self._unread = -1
+
+
+class Nowhere:
+    """An outlet for exchanges whose answer the HTTP layer writes itself."""
+
+    backlog = 0
+
+    def head(self, status: int, headers: list[tuple[str, str]], *, stream: bool) -> None:
+        """Nothing."""
+
+    def data(self, data: bytes) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""
+
+
+class Gateway:
+    """Turns requests into exchanges. `handle` is the HTTP server's handler; it never raises and never waits."""
+
+    def __init__(self, worker: Worker, bound_hosts: tuple[str, ...] = ()) -> None:
+        self.worker = worker
+        self._hosts = bound_hosts
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def handle(self, request: Request) -> None:
+        """One request, complete."""
+        try:
+            self._route(request)
+        except NoriaError as e:
+            status, headers, body = error_answer(e)
+            request.response.send(status, [JSON, ("x-request-id", uuid7()), *headers], body)
+
+    def _route(self, request: Request) -> None:
+        path = request.path
+        house = self.worker.house
+        if not admitted(request.headers, (*self._hosts, *(house.snapshot.hosts if house else ()))):
+            raise RequestError(
+                "This Host or Origin is not served here.", code="foreign_host", status=403,
+                hint="Add the name to `serve.hosts` in noria.yaml.",
+            )  # fmt: skip
+        kind = KINDS.get(path)
+        if kind is not None:
+            if request.method != "POST":
+                raise RequestError(f"{path} takes POST, not {request.method}.", code="method_not_allowed", status=405)
+            self._start(request, self._answer(request, kind))
+        elif path.startswith("/v1"):
+            self._listing(request)
+        elif path in HEALTH:
+            HEALTH[path](self, request.response)
+        else:
+            self._start(request, self._relay(request))
+
+    def _start(self, request: Request, what: object) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(self._guarded(request.response, what))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        request.response.on_close = lambda: _cancel(task)
+
+    async def _guarded(self, response: Response, what: object) -> None:
+        try:
+            await what  # type: ignore[misc]  # one of this class's coroutines
+        except NoriaError as e:
+            status, headers, body = error_answer(e)
+            response.send(status, [JSON, *headers], body)
+        except asyncio.CancelledError:
+            return
+        finally:
+            if not response.started and not response.closed:
+                log.error("a request ended without an answer")
+                response.send(500, [JSON], INTERNAL)
+            elif not response.ended:
+                response.abort()
+
+    def limits(self) -> Limits:
+        """Bounds of the HTTP server; the body limit of the configuration, where one is known already."""
+        house = self.worker.house
+        return Limits(max_body=house.snapshot.body_limit) if house else Limits()
+
+    def refused(self, status: int, code: str, message: str) -> bytes:
+        """The body for a request that the HTTP layer refuses; one that was too large is recorded like any other."""
+        error = RequestError(message, code=code, status=status)
+        house = self.worker.house
+        if status == 413 and house is not None:
+            refuse(self._exchange("chat", {}, ""), house, Nowhere(), error)
+        return error_answer(error)[2]
+
+    # -- /v1 ----------------------------------------------------------------------------------------
+
+    async def _answer(self, request: Request, kind: Kind) -> None:
+        house = self.worker.house
+        if house is None:
+            raise Unavailable("Noria is starting.", code="starting")
+        x = self._bare(request, kind)
+        out = HttpOutlet(request.response)
+        try:
+            x = self._read(x, request.body)
+        except RequestError as e:
+            refuse(x, house, out, e)
+            return
+        await answer(x, house, out)
+
+    def _bare(self, request: Request, kind: Kind) -> Exchange:
+        """What is known of an exchange before its body is read."""
+        return self._exchange(kind, request.headers, request.peer)
+
+    def _exchange(self, kind: Kind, headers: dict[str, str], peer: str) -> Exchange:
+        now = time.time_ns()
+        outer = parse_traceparent(headers["traceparent"]) if "traceparent" in headers else None
+        return Exchange(
+            id=uuid7(now),
+            trace=outer[0] if outer else trace_id(now),
+            span=span_id(),
+            parent_span=outer[1] if outer else "",
+            tenant="local",
+            kind=kind,
+            model="",
+            stream=False,
+            body={},
+            started_ns=now,
+            authorization=credential(headers),
+            peer_is_loopback=peer in ("", "::1") or peer.startswith(("127.", "::ffff:127.")),
+            tail_wanted=headers.get("x-noria-tail") == "1",
+        )
+
+    def _read(self, x: Exchange, body: bytes) -> Exchange:
+        fields = read_request(body)
+        head = read_head(x.kind, fields)
+        return replace(
+            x,
+            model=head.model,
+            stream=head.stream,
+            body=fields,
+            subject=self.worker.subject(head.user),
+            conversation=head.conversation,
+            variables=head.variables,
+            usage_wanted=head.include_usage,
+        )
+
+    def _listing(self, request: Request) -> None:
+        house = self.worker.house
+        if house is None:
+            raise Unavailable("Noria is starting.", code="starting")
+        if request.path not in ("/v1/models", "/v1/models/") and not request.path.startswith("/v1/models/"):
+            raise NotFound(
+                f"Unknown request URL: {request.method} {request.path}.",
+                code="unknown_url",
+                hint="See /api/openapi.json and the docs.",
+            )
+        if request.method not in ("GET", "HEAD"):
+            raise RequestError(f"{request.path} takes GET, not {request.method}.", code="method_not_allowed", status=405)
+        names = self._visible(request, house)
+        created = self.worker.started_s
+        name = unquote(request.path.removeprefix("/v1/models").strip("/"))
+        if not name:
+            body = write_models([(n, created) for n in names])
+        elif name in names:
+            body = write_model(name, created)
+        else:
+            raise NotFound.nearest("model", name, names, code="model_not_found")
+        request.response.send(200, [JSON, ("x-request-id", uuid7())], body)
+
+    def _visible(self, request: Request, house: WiredHouse) -> list[str]:
+        """The apps and embedders that the caller's key may use."""
+        key = house.admit.caller(self._bare(request, "chat"))
+        every = [*house.snapshot.apps, *house.snapshot.embedders]
+        return [n for n in every if n in key.apps] if key is not None and key.apps else every
+
+    # -- health -------------------------------------------------------------------------------------
+
+    def live(self, response: Response) -> None:
+        """The process serves."""
+        response.send(200, [JSON], b'{"status":"ok"}')
+
+    def ready(self, response: Response) -> None:
+        """It has a configuration and at least one model to ask, and is not draining."""
+        house = self.worker.house
+        why = (
+            "draining" if self.worker.draining else "starting" if house is None else "" if house.ready else "models are loading"
+        )
+        if why:
+            response.send(503, [JSON, ("retry-after", "1")], b'{"status":"%b"}' % why.encode())
+        else:
+            response.send(200, [JSON], b'{"status":"ready"}')
+
+    def metrics(self, response: Response) -> None:
+        """Prometheus text."""
+        response.send(200, [("content-type", CONTENT_TYPE)], self.worker.metrics.text())
+
+    # -- the keeper's side --------------------------------------------------------------------------
+
+    async def _relay(self, request: Request) -> None:
+        """Pass a request to the keeper; 503 for it alone while the keeper is away."""
+        response = request.response
+        headers = [(k, v) for k, v in request.headers.items() if k not in NOT_RELAYED]
+        headers.append(("x-noria-relayed", "1"))
+        target = request.path + ("?" + request.query if request.query else "")
+        length: list[int] = []
+
+        def begin(status: int, upstream: list[tuple[str, str]]) -> object:
+            length.extend(int(v) for k, v in upstream if k.lower() == "content-length")
+            kept = [(k, v) for k, v in upstream if k.lower() not in NOT_RELAYED]
+            response.start(status, kept, length=length[0] if length else None)
+            return response.write
+
+        try:
+            await self.worker.link.client.send(request.method, target, headers, request.body, on_head=begin)  # type: ignore[arg-type]  # begin gives a sink
+        except HttpCallError as e:
+            if response.started:
+                response.abort()
+                return
+            raise Unavailable(
+                "The console and the management API are away for a moment.", code="keeper_away", hint=str(e)
+            ) from e
+        response.end()
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    """The caller has left."""
+    task.cancel()
+
+
+HEALTH = {"/livez": Gateway.live, "/readyz": Gateway.ready, "/metrics": Gateway.metrics}
+
+
+def credential(headers: dict[str, str]) -> str:
+    """The caller's key from whichever header its client uses, else its console session."""
+    bearer = headers.get("authorization", "")
+    if bearer[:7].lower() == "bearer ":
+        return bearer[7:].strip()
+    given = headers.get("x-api-key") or headers.get("api-key") or ""
+    if given:
+        return given
+    if "cookie" in headers and headers.get("sec-fetch-site", "same-origin") == "same-origin":
+        return cookie(headers["cookie"])
+    return ""

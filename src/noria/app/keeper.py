@@ -1,0 +1,305 @@
+"""The keeper: owns the embedded stores and answers queries; nothing of a request waits for it (DESIGN §3)."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from noria import __version__
+from noria.app.definition import KEY, Definition, apply, build_snapshot, stored_keys
+from noria.app.recording import Recording
+from noria.contracts.error import Conflict, NotFound, StoreError, Unauthorized
+from noria.contracts.event import Event
+from noria.contracts.message import Message
+from noria.contracts.port import Counter, RecordStore, TraceStore, Write
+from noria.contracts.release import Key, Snapshot
+from noria.contracts.trace import ExchangeRow, TraceQuery
+from noria.govern.access import Sessions, new_key
+from noria.kit.ids import uuid7
+from noria.observe.trace import read_body
+
+log = logging.getLogger("noria.keeper")
+
+SECRET, CONVERSATION, EVENT = "secret", "conversation", "event"
+LOGIN_NS = 600 * 1_000_000_000
+MAX_KEPT = 400
+"""Messages of one conversation kept at most, whatever a release replays."""
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What a conversation holds, oldest first."""
+
+    messages: tuple[Message, ...] = ()
+
+
+class Stores(msgspec.Struct):
+    """The ports that a keeper owns."""
+
+    records: RecordStore
+    traces: TraceStore
+    counters: Counter
+
+
+class Keeper:
+    """Everything that is stored, behind plain methods; the surfaces of `noria.api.manage` call these."""
+
+    def __init__(self, home: Path, stores: Stores, sessions: Sessions, *, tenant: str = "local") -> None:
+        self.home = home
+        self.tenant = tenant
+        self.sessions = sessions
+        self.records = stores.records
+        self.traces = stores.traces
+        self.counters = stores.counters
+        self.recording = Recording(home / "spool", stores.traces, self.body_key)
+        self._secrets: dict[str, bytes] = {}
+        self._codes: dict[str, int] = {}
+        self._snapshot: Snapshot | None = None
+        self._fresh = asyncio.Condition()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.keep_days = 30
+
+    # -- life ---------------------------------------------------------------------------------------
+
+    async def start(self, definition: Definition | None) -> list[str]:
+        """Apply `definition` where it is new, then follow the registry and the spool. What changed."""
+        changes = []
+        if definition is not None:
+            changes = await apply(self.records, self.tenant, definition)
+            if changes:
+                await self.note("config.applied", "file", definition.source, {"changes": changes})
+        self._snapshot = await build_snapshot(self.records, self.tenant)
+        self._tasks = [
+            asyncio.create_task(self._follow()),
+            asyncio.create_task(self.recording.run()),
+            asyncio.create_task(self._age()),
+        ]
+        return changes
+
+    async def stop(self) -> None:
+        """Take in what the spool still holds, then close the stores."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.recording.catch_up()
+        await self.traces.close()
+        await self.counters.close()
+        await self.records.close()
+
+    async def _follow(self) -> None:
+        """Rebuild the snapshot when the registry's revision rises; only a changed hash wakes the workers."""
+        seen = -1
+        while True:
+            seen = await self.records.changed(self.tenant, seen, within=30.0)
+            await self.refresh()
+            await asyncio.sleep(0.1)
+
+    async def _age(self) -> None:
+        """Once an hour: seal the days that are over, drop those past their retention (DESIGN §3a.12)."""
+        while True:
+            today = dt.datetime.now(dt.UTC).date()
+            try:
+                await self.traces.seal(self.tenant, today.isoformat())
+                await self.traces.drop(self.tenant, (today - dt.timedelta(days=self.keep_days)).isoformat())
+            except StoreError as e:
+                log.warning("sealing: %s", e)
+            await asyncio.sleep(3600)
+
+    async def refresh(self) -> None:
+        """Rebuild the snapshot now, so that whoever changed something sees it in force."""
+        fresh = await build_snapshot(self.records, self.tenant)
+        async with self._fresh:
+            if fresh is not None and (self._snapshot is None or fresh.hash != self._snapshot.hash):
+                self._snapshot = fresh
+                self._fresh.notify_all()
+
+    async def snapshot(self, after: str, wait: float) -> Snapshot | None:
+        """The snapshot, at once where its hash is not `after`, else when it changes; None after `wait` seconds."""
+        async with self._fresh:
+            try:
+                async with asyncio.timeout(wait):
+                    await self._fresh.wait_for(lambda: self._snapshot is not None and self._snapshot.hash != after)
+            except TimeoutError:
+                return None
+        return self._snapshot
+
+    # -- secrets ------------------------------------------------------------------------------------
+
+    async def secret(self, tenant: str, name: str) -> bytes:
+        """32 random bytes under a name, made on first use; destroying the record erases what they protect."""
+        known = self._secrets.get(f"{tenant}\0{name}")
+        if known is not None:
+            return known
+        record = await self.records.get(tenant, SECRET, name)
+        if record is None:
+            fresh = secrets.token_bytes(32)
+            try:
+                await self.records.commit(tenant, [Write(SECRET, name, fresh, expect=0)])
+            except Conflict:
+                return await self.secret(tenant, name)
+            value = fresh
+        else:
+            value = record.value
+        if len(self._secrets) > 10_000:
+            self._secrets.clear()
+        self._secrets[f"{tenant}\0{name}"] = value
+        return value
+
+    async def body_key(self, tenant: str, subject: str) -> bytes:
+        """The key of a body: the subject's where there is one, else the tenant's (DESIGN §3a.6)."""
+        return await self.secret(tenant, f"subject:{subject}" if subject else "bodies")
+
+    # -- keys ---------------------------------------------------------------------------------------
+
+    async def create_key(self, **what: Any) -> tuple[str, Key]:
+        """A new key's text (shown once) and record; in force when this returns."""
+        apps = what.get("apps", ())
+        known = self._snapshot.apps if self._snapshot else {}
+        embedders = self._snapshot.embedders if self._snapshot else {}
+        for app in apps:
+            if app not in known and app not in embedders:
+                raise NotFound.nearest("app", app, [*known, *embedders], code="app_not_found")
+        text, key = new_key(now_ns=time.time_ns(), tenant=self.tenant, **what)
+        await self.records.commit(self.tenant, [Write(KEY, key.id, msgspec.msgpack.encode(key), expect=0)])
+        await self.note("key.created", "admin", key.id, {"name": key.name, "apps": list(key.apps)})
+        await self.refresh()
+        return text, key
+
+    async def keys(self) -> list[tuple[Key, int | None]]:
+        """Every key with what its budget has leased so far (nano-dollars), oldest first."""
+        now = time.time_ns()
+        return [
+            (k, await self.counters.read(self.tenant, f"budget:{k.id}", now_ns=now) if k.budget_nanousd is not None else None)
+            for k in await stored_keys(self.records, self.tenant)
+        ]
+
+    async def delete_key(self, id: str) -> None:
+        """Revoke a key at once. Raises `NotFound`."""
+        known = {k.id: k for k in await stored_keys(self.records, self.tenant)}
+        if id not in known:
+            raise NotFound.nearest("key", id, list(known), code="key_not_found")
+        await self.records.commit(self.tenant, [Write(KEY, id, None)])
+        await self.note("key.deleted", "admin", id, {"name": known[id].name})
+        await self.refresh()
+
+    # -- conversations ------------------------------------------------------------------------------
+
+    async def said(self, tenant: str, key: str, conversation: str) -> tuple[Message, ...]:
+        """The messages of a conversation of this key, oldest first."""
+        record = await self.records.get(tenant, CONVERSATION, f"{key}/{conversation}")
+        return msgspec.msgpack.decode(record.value, type=Said).messages if record else ()
+
+    async def say(self, tenant: str, key: str, conversation: str, new: tuple[Message, ...]) -> None:
+        """Append messages, durably; two appends at the same time both stay."""
+        name = f"{key}/{conversation}"
+        while True:
+            record = await self.records.get(tenant, CONVERSATION, name)
+            old = msgspec.msgpack.decode(record.value, type=Said).messages if record else ()
+            value = msgspec.msgpack.encode(Said((*old, *new)[-MAX_KEPT:]))
+            try:
+                expect = record.version if record else 0
+                await self.records.commit(tenant, [Write(CONVERSATION, name, value, expect=expect)])
+            except Conflict:
+                continue
+            return
+
+    # -- traces -------------------------------------------------------------------------------------
+
+    async def exchange(self, id: str) -> tuple[ExchangeRow, bytes | None, bytes | None]:
+        """One row with its request and answer; a body is None where it was not kept or has been erased."""
+        found = await self.traces.get(self.tenant, id)
+        if found is None:
+            raise NotFound(f"No exchange or trace {id!r} is recorded.", code="trace_not_found")
+        row, request, answer = found
+        return row, await self._body(request), await self._body(answer)
+
+    async def _body(self, id: str) -> bytes | None:
+        return await read_body(self.traces, self.body_key, self.tenant, id)
+
+    async def rows(self, query: TraceQuery) -> tuple[list[ExchangeRow], int]:
+        """One page of rows, and how many match in all."""
+        return await self.traces.list(self.tenant, query), await self.traces.count(self.tenant, query)
+
+    async def live(self) -> AsyncIterator[ExchangeRow | None]:
+        """Rows as they are stored, from now on; None now and then while nothing happens."""
+        async for row in self.recording.follow():
+            if row is None or row.tenant == self.tenant:
+                yield row
+
+    # -- console ------------------------------------------------------------------------------------
+
+    def login_code(self) -> str:
+        """A code that opens the console once, within ten minutes."""
+        now = time.time_ns()
+        self._codes = {c: t for c, t in self._codes.items() if t > now}
+        code = secrets.token_urlsafe(24)
+        self._codes[code] = now + LOGIN_NS
+        return code
+
+    def redeem(self, code: str) -> str:
+        """A session for a login code. Raises `Unauthorized`."""
+        if self._codes.pop(code, 0) <= time.time_ns():
+            raise Unauthorized(
+                "This login link was used or is over.", code="invalid_login", hint="Ask `noria up` for a new one."
+            )
+        return self.sessions.issue(time.time_ns())
+
+    def status(self) -> dict[str, Any]:
+        """How the service stands, for the console, `/api/status` and `noria doctor`."""
+        snapshot = self._snapshot
+        return {
+            "version": __version__,
+            "config": snapshot.hash if snapshot else None,
+            "apps": [_app(snapshot, name) for name in snapshot.apps] if snapshot else [],
+            "models": self.models(),
+            "recorder": self.recording.state(),
+            "keys_required": bool(snapshot and (snapshot.keys or snapshot.keys_required)),
+            "notices": [],
+        }
+
+    def models(self) -> list[dict[str, Any]]:
+        """Every endpoint in use and how it stands; local ones by their status file."""
+        snapshot = self._snapshot
+        if snapshot is None:
+            return []
+        used = {e.name: e for a in snapshot.apps.values() for r in a.releases.values() for e in r.route}
+        used |= snapshot.embedders
+        return [
+            {"name": e.name, "provider": e.vendor or e.provider, "model": e.model, **self._state(e.provider, e.model)}
+            for e in used.values()
+        ]
+
+    def _state(self, provider: str, model: str) -> dict[str, str]:
+        if provider != "local":
+            return {"state": "ready", "detail": ""}
+        path = self.home / "run" / "models" / f"{model}.json"
+        try:
+            state = msgspec.json.decode(path.read_bytes())
+        except (OSError, msgspec.DecodeError):
+            return {"state": "absent", "detail": "not started"}
+        return {"state": str(state.get("state", "absent")), "detail": str(state.get("detail", ""))}
+
+    async def note(self, kind: str, actor: str, target: str, detail: dict[str, Any]) -> None:
+        """Keep an event; the audit chain of the governance issue reads these."""
+        event = Event(self.tenant, uuid7(), time.time_ns(), kind, actor, target, detail)
+        await self.records.commit(self.tenant, [Write(EVENT, event.id, msgspec.msgpack.encode(event), expect=0)])
+
+
+def _app(snapshot: Snapshot, name: str) -> dict[str, Any]:
+    app = snapshot.apps[name]
+    current = max(app.weights, key=lambda n: app.weights[n])
+    release = app.releases[current]
+    return {
+        "name": name,
+        "description": app.description,
+        "release": current,
+        "release_id": release.id,
+        "model": " → ".join(e.name for e in release.route),
+    }

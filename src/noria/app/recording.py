@@ -1,0 +1,93 @@
+"""All spools of a node into the trace store, and live word of what arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from noria.contracts.port import TraceStore
+from noria.contracts.trace import ExchangeRow
+from noria.kit.spool import SpoolReader
+from noria.observe.trace import KeySource, Recorder
+
+LOOK = 0.5
+"""Seconds between looks for spools of new workers."""
+WAITING = 256
+"""Rows that a slow live reader may have waiting; older ones are passed over."""
+QUIET = 15.0
+"""Seconds after which a live reader is told that nothing happened."""
+
+
+class Recording:
+    """One Recorder a spool, started as spools appear."""
+
+    def __init__(self, folder: Path, store: TraceStore, key: KeySource) -> None:
+        self._reader = SpoolReader(folder)
+        self._store = store
+        self._key = key
+        self._recorders: dict[str, Recorder] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._readers: set[asyncio.Queue[ExchangeRow]] = set()
+
+    async def run(self) -> None:
+        """Record until cancelled."""
+        try:
+            while True:
+                for spool in await asyncio.to_thread(self._reader.spools):
+                    if spool not in self._tasks:
+                        self._tasks[spool] = asyncio.create_task(self._recorder(spool).run())
+                await asyncio.sleep(LOOK)
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            self._tasks.clear()
+
+    async def catch_up(self) -> None:
+        """Store what the spools hold now; for an orderly end, after `run` was cancelled."""
+        for spool in self._reader.spools():
+            recorder = self._recorder(spool)
+            while await recorder.step():
+                continue
+
+    def _recorder(self, spool: str) -> Recorder:
+        found = self._recorders.get(spool)
+        if found is None:
+            found = self._recorders[spool] = Recorder(self._reader, spool, self._store, self._key, told=self._tell)
+        return found
+
+    def _tell(self, rows: list[ExchangeRow]) -> None:
+        for queue in self._readers:
+            for row in rows:
+                if queue.full():
+                    queue.get_nowait()
+                queue.put_nowait(row)
+
+    async def follow(self) -> AsyncIterator[ExchangeRow | None]:
+        """Rows as they are stored; None after a quiet while."""
+        queue: asyncio.Queue[ExchangeRow] = asyncio.Queue(WAITING)
+        self._readers.add(queue)
+        try:
+            while True:
+                try:
+                    yield await asyncio.wait_for(queue.get(), QUIET)
+                except TimeoutError:
+                    yield None
+        finally:
+            self._readers.discard(queue)
+
+    def state(self) -> dict[str, Any]:
+        """How far behind, and what is wrong."""
+        lags = [r.lag for r in self._recorders.values()]
+        alarms = [r.alarm for r in self._recorders.values() if r.alarm]
+        return {
+            "lag_records": sum(lag.records for lag in lags),
+            "lag_bytes": sum(lag.bytes for lag in lags),
+            "lag_seconds": round(max((lag.seconds for lag in lags), default=0.0), 3),
+            "stored": sum(r.stored for r in self._recorders.values()),
+            "undecodable": sum(r.undecodable for r in self._recorders.values()),
+            "failures": sum(r.failures for r in self._recorders.values()),
+            "alarm": "; ".join(alarms) or None,
+        }

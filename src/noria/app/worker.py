@@ -1,0 +1,149 @@
+"""A gateway worker's living parts: the snapshot in force, the spool, the line to the keeper."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+import msgspec
+
+from noria.app.house import Bench, WiredHouse
+from noria.app.link import Link
+from noria.contracts.error import ConfigError, NoriaError, StoreError
+from noria.contracts.release import Snapshot
+from noria.contracts.trace import ExchangeRow
+from noria.gateway.limits import Limits
+from noria.govern.access import Sessions, admin_token
+from noria.kit.atomic import write_whole
+from noria.kit.ids import keyed
+from noria.kit.spool import SpoolWriter
+from noria.observe.metrics import Metrics
+from noria.observe.trace import encode
+
+log = logging.getLogger("noria.worker")
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now_ns(self) -> int:
+        """Wall clock, int64 ns UTC."""
+        return time.time_ns()
+
+
+class Worker:
+    """One worker: `house` is replaced whole when the configuration changes (DESIGN §3a.3)."""
+
+    def __init__(self, home: Path, slot: int, *, workers: int = 1, node: str = "n0") -> None:
+        self.home = home
+        self.name = f"{node}-w{slot}"
+        self.house: WiredHouse | None = None
+        self.draining = False
+        self.started_s = int(time.time())
+        self.link = Link(home)
+        self.spool = SpoolWriter(home / "spool", self.name)
+        self.metrics = Metrics(self._known_app)
+        self.sessions = Sessions(admin_token(home))
+        self.clock = SystemClock()
+        self.limits = Limits(self.link, self.clock, workers=workers)
+        self._subject_key = b""
+        self._configured = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._bench = Bench(
+            home=home,
+            worker=self.name,
+            clock=self.clock,
+            limits=self.limits,
+            sessions=self.link,
+            is_session=lambda text: self.sessions.valid(text, time.time_ns()),
+            spool=self._record,
+            metrics=self.metrics,
+        )
+
+    async def start(self) -> None:
+        """Serve by the snapshot on disk, if any, and follow the keeper's."""
+        stored = self._stored()
+        if stored is not None:
+            self._adopt(stored)
+        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tick())]
+
+    async def configured(self, within: float) -> bool:
+        """Wait until there is a configuration, at most `within` seconds; whether there is."""
+        try:
+            async with asyncio.timeout(within):
+                await self._configured.wait()
+        except TimeoutError:
+            log.warning("no configuration after %.0f s", within)
+        return self.house is not None
+
+    async def stop(self) -> None:
+        """Give back what is leased, flush the spool."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.limits.give_back()
+        await asyncio.to_thread(self.spool.close)
+        await self._bench.keep_only([])
+
+    def subject(self, user: str) -> str:
+        """The keyed hash that stands for a caller's user (DESIGN §3a.4); empty while the key is unknown."""
+        return keyed(self._subject_key, user.encode())[:32] if user and self._subject_key else ""
+
+    def _known_app(self, app: str) -> bool:
+        return self.house is not None and (app in self.house.snapshot.apps or app in self.house.snapshot.embedders)
+
+    def _record(self, row: ExchangeRow) -> None:
+        self.spool.append(encode(row))
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                after = self.house.snapshot.hash if self.house and self._subject_key else ""
+                found = await self.link.snapshot(after, 20.0)
+                if found is not None:
+                    self._subject_key = found.subject_key
+                    if self.house is None or found.snapshot.hash != self.house.snapshot.hash:
+                        await self._change(found.snapshot)
+                        write_whole(self._path, msgspec.msgpack.encode(found.snapshot), mode=0o600)
+            except (StoreError, ConfigError, OSError) as e:
+                log.warning("configuration: %s", e)
+                await asyncio.sleep(0.2)
+
+    async def _change(self, snapshot: Snapshot) -> None:
+        old = self.house
+        self._adopt(snapshot)
+        if old is not None and self.house is not None:
+            await asyncio.sleep(0)
+            await self._bench.keep_only(self.house.endpoints)
+
+    def _adopt(self, snapshot: Snapshot) -> None:
+        try:
+            self.house = WiredHouse(snapshot, self._bench)
+        except NoriaError as e:
+            raise ConfigError(f"snapshot {snapshot.hash[:11]} cannot be wired: {e}") from e
+        self._configured.set()
+        log.info("serving configuration %s", snapshot.hash[:11])
+
+    def _stored(self) -> Snapshot | None:
+        """The last snapshot on disk; None where there is none or it is of another version."""
+        try:
+            return msgspec.msgpack.decode(self._path.read_bytes(), type=Snapshot)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    @property
+    def _path(self) -> Path:
+        return self.home / "run" / "snapshot.msgpack"
+
+    async def _tick(self) -> None:
+        seen = (0, 0, 0)
+        while True:
+            await asyncio.sleep(1.0)
+            now = (self.limits.evaluated, self.limits.acted, self.limits.unchecked)
+            self.metrics.limits(
+                dict(zip(("evaluated", "acted", "unchecked"), (n - s for n, s in zip(now, seen, strict=True)), strict=True))
+            )
+            seen = now
+            self.metrics.spool(self.spool.counts.dropped, self.spool.alarm)

@@ -1,0 +1,69 @@
+"""`noria`: the command line. Each command's module is imported when it is called (`noria --help` ≤ 0.3 s)."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from noria import __version__
+from noria.contracts.error import ConfigError, NoriaError
+
+COMMANDS = {
+    "up": ("noria.cli.up", "Start the service: gateway, keeper, console, local models."),
+    "validate": ("noria.cli.validate", "Check noria.yaml; every error names file, line and key."),
+    "doctor": ("noria.cli.doctor", "Say in words what is well and what is wrong here."),
+    "models": ("noria.cli.models", "Fetch and list the models that run on this machine."),
+    "chat": ("noria.cli.chat", "Talk to an app from the terminal."),
+    "replay": ("noria.cli.replay", "Send a JSONL file of prompts through an app."),
+    "keys": ("noria.cli.keys", "API keys: create, list, revoke."),
+    "trace": ("noria.cli.trace", "What the service did: list, show, export."),
+    "process": ("noria.cli.process", "One process of the service (started by `noria up`)."),
+}
+HIDDEN = {"process"}
+
+
+class Commands(click.Group):
+    """Lists every command without importing it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        """The names, in the order of a newcomer's day."""
+        return [name for name in COMMANDS if name not in HIDDEN]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's signature
+        """The command, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(COMMANDS[cmd_name][0]), "command")  # noqa: B009  the name is the convention
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command list of `--help`, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="noria")
+def cli() -> None:
+    """Serve large language models as a service you own; turn its traffic into the next, better model."""
+
+
+def main() -> None:
+    """Entry point. Exit 0, 1 (a failed verdict or operation), 2 (usage or configuration)."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(2)
+    except NoriaError as e:
+        click.echo(f"noria: {e if isinstance(e, ConfigError) else e.text}", err=True)
+        sys.exit(2 if isinstance(e, ConfigError) else 1)
+    except BrokenPipeError:
+        sys.exit(141)

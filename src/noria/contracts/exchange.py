@@ -1,0 +1,83 @@
+"""The noun of the prompt journey: one prompt on its way to an answer, frozen; each stage returns a new one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from noria.contracts.message import Message
+from noria.contracts.release import Key, Release
+
+Kind = Literal["chat", "completion", "embedding"]
+
+
+class Exchange(msgspec.Struct, frozen=True):
+    """One prompt. `body` holds the request's top-level values verbatim; stages replace what they edit.
+
+    `messages` is None until a stage needs it and stays in step with `body["messages"]`: whoever
+    changes it leaves `edited` true, and the provider writes it back once.
+    """
+
+    id: str
+    """UUIDv7, = `x-request-id`."""
+    trace: str
+    """32 hex digits; ours begin with 48 bits of milliseconds, a caller's traceparent is kept."""
+    span: str
+    """16 hex digits."""
+    tenant: str
+    kind: Kind
+    model: str
+    """The name that the caller asked for: an App, or an embedder."""
+    stream: bool
+    body: dict[str, msgspec.Raw]
+    started_ns: int
+    """Wall clock, int64 ns UTC."""
+    parent_span: str = ""
+    authorization: str = ""
+    """The caller's key as it came; emptied at admit, never recorded."""
+    peer_is_loopback: bool = True
+    key: Key | None = None
+    subject: str = ""
+    """Keyed hash of `user` / `safety_identifier`; the raw value is dropped at admit."""
+    release: Release | None = None
+    conversation: str = ""
+    messages: tuple[Message, ...] | None = None
+    edited: bool = False
+    variables: dict[str, str] = {}
+    """Values for the prompt template."""
+    vault: tuple[tuple[str, str], ...] = ()
+    """(placeholder, original) pairs of reversible masks; only in memory, never recorded."""
+    usage_wanted: bool = False
+    """Whether the caller asked for the usage frame of a stream."""
+    tail_wanted: bool = False
+    """Whether the caller sent `x-noria-tail: 1`."""
+
+
+class ModelCall(msgspec.Struct, frozen=True):
+    """What a provider is asked to do: send `body` (OpenAI's wire form) to its endpoint."""
+
+    exchange: str
+    kind: Kind
+    stream: bool
+    body: dict[str, msgspec.Raw]
+    traceparent: str = ""
+
+
+class Usage(msgspec.Struct, frozen=True, array_like=True):
+    """Token counts in OpenAI's sense: `input` includes `cached`, `output` includes `reasoning`."""
+
+    input: int | None = None
+    output: int | None = None
+    cached: int = 0
+    reasoning: int = 0
+
+
+class ModelReply(msgspec.Struct, frozen=True):
+    """A whole answer (`body`, OpenAI's wire form), or, after a stream, only its facts (`body` empty)."""
+
+    status: int
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Upstream headers worth keeping: rate limits, request id, processing time."""
+    upstream_id: str = ""

@@ -1,0 +1,193 @@
+"""Every extension point of the prompt journey on one page.
+
+Inward stages are `Exchange → Exchange`. Outward stages are incremental transducers over text, one
+instance for each (choice, channel): a whole answer is one `feed` plus `flush`, and any chunking of a
+stream gives the same text (DESIGN §3a.8). Providers push bytes into a sink, so that relaying a stream
+costs no task switch a token.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, Literal, Protocol
+
+import msgspec
+
+from noria.contracts.error import NoriaError
+from noria.contracts.exchange import Exchange, ModelCall, ModelReply
+from noria.contracts.release import Endpoint
+from noria.contracts.verdict import Cost, Field, Ruling, Scope, Verdict
+
+Channel = str
+"""`content`, `reasoning`, `refusal` or `tool.<index>` (the arguments of tool call <index>)."""
+
+Sink = Callable[[bytes], None]
+"""Takes the next bytes of a stream, in order, any chunking; never blocks, never raises."""
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every extension's `Config`: unknown keys are errors."""
+
+
+class Inward(Protocol):
+    """A stage before the model. `name` is the stage's word in traces, `behaviour` enters the release id."""
+
+    name: str
+    behaviour: int
+
+    def __call__(self, x: Exchange, /) -> Exchange:
+        """The Exchange as this stage leaves it; raises `RequestError` to refuse."""
+        ...
+
+
+class InwardAsync(Protocol):
+    """An inward stage that waits for something DESIGN §3a.11 allows (session state, a tokenizer)."""
+
+    name: str
+    behaviour: int
+
+    async def __call__(self, x: Exchange, /) -> Exchange:
+        """As `Inward`."""
+        ...
+
+
+class Transducer(Protocol):
+    """Text in, text out, incrementally, for one (choice, channel) of one answer."""
+
+    def feed(self, text: str) -> str:
+        """What may leave now; the rest is held back. Raises `Blocked` to end the answer."""
+        ...
+
+    def flush(self) -> str:
+        """What was held back, at the end of the channel."""
+        ...
+
+
+class Outward(Protocol):
+    """A stage after the model: opens one transducer a channel."""
+
+    name: str
+    behaviour: int
+
+    def open(self, x: Exchange, choice: int, channel: Channel, report: Callable[[Ruling], None]) -> Transducer | None:
+        """A fresh transducer, or None where this stage leaves the channel alone."""
+        ...
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """What a check judges; only the fields that it `needs` are filled."""
+
+    input: str = ""
+    output: str = ""
+    context: tuple[str, ...] = ()
+    expected: str = ""
+
+
+class Check(ABC):
+    """One judgement. A subclass fills `judge`; it observes and never changes anything.
+
+    `needs` names the fields of a Sample that it reads. A check that needs both `input` and `output`
+    in one list element is symmetric: it judges whichever text it is given (`pii`, `secrets`).
+    `scope` says how much text it must see to decide: `span` checks state `reach`, the number of
+    characters around a position that can change the judgement there.
+    """
+
+    id: ClassVar[str]
+    """= the module's name; set by the loader."""
+    needs: ClassVar[frozenset[Field]] = frozenset({"input"})
+    either: ClassVar[bool] = True
+    """True: one text, input or output alike. False: needs all of `needs` at once."""
+    cost: ClassVar[Cost] = "cpu"
+    scope: ClassVar[Scope] = "span"
+    reach: ClassVar[int] = 256
+    behaviour: ClassVar[int] = 1
+    requires: ClassVar[tuple[str, ...]] = ()
+    Config: ClassVar[type[Options]] = Options
+
+    def __init__(self, config: Options) -> None:
+        self.config = config
+
+    @abstractmethod
+    def judge(self, sample: Sample) -> Verdict:
+        """The verdict. Must not block; more than 0.3 ms a kilobyte must be declared by `cost`."""
+
+
+class Provider(ABC):
+    """Speaks to one model endpoint. Translates; never retries, never times: the router does."""
+
+    id: ClassVar[str]
+    behaviour: ClassVar[int] = 1
+    requires: ClassVar[tuple[str, ...]] = ()
+    Config: ClassVar[type[Options]] = Options
+
+    @abstractmethod
+    async def send(self, call: ModelCall, sink: Sink) -> ModelReply:
+        """Send one call. Streams push OpenAI-dialect SSE bytes into `sink`; whole answers come in the reply.
+
+        Raises `UpstreamError`. Cancelling it closes the upstream connection within 100 ms.
+        """
+
+    @property
+    def ready(self) -> NoriaError | None:
+        """None when calls can be sent; otherwise why not (a local model still loading)."""
+        return None
+
+    async def count(self, text: str) -> int:
+        """Exact number of tokens of `text`, by the model's own tokenizer, without special tokens.
+
+        Raises `NotImplementedError` where the endpoint cannot tell.
+        """
+        raise NotImplementedError(f"provider {self.id} has no tokenizer")
+
+    async def close(self) -> None:
+        """Let go of connections; calls in flight end as they will."""
+        return
+
+
+class Relay(Protocol):
+    """The seam of the hot path: one HTTP exchange with an upstream (`kit.http_client`, or a native one)."""
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        *,
+        on_head: Callable[[int, list[tuple[str, str]]], Sink | None] | None = None,
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Status, headers and body. Where `on_head` gives a sink, the body goes there piece by piece instead."""
+        ...
+
+
+class Outlet(Protocol):
+    """Where a journey writes its answer: an HTTP response, or a collector in tests and jobs."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes written and not yet taken by the caller."""
+        ...
+
+    def head(self, status: int, headers: list[tuple[str, str]], *, stream: bool) -> None:
+        """Status and headers, once."""
+        ...
+
+    def data(self, data: bytes) -> None:
+        """The next bytes of the body, in order."""
+        ...
+
+    def end(self) -> None:
+        """The body is complete."""
+        ...
+
+
+class ModelPort(Protocol):
+    """How a provider is made from the configuration: `Provider` subclasses are called like this."""
+
+    def __call__(self, endpoint: Endpoint, secret: str, config: Options, /) -> Provider:
+        """A provider for `endpoint`; `secret` is the resolved key, or empty."""
+        ...
+
+
+Phase = Literal["inward", "model", "outward", "record"]

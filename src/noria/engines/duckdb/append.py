@@ -1,0 +1,115 @@
+"""One batch into the hot tables: what is there already is skipped, bodies go with the days that name them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from blake3 import blake3
+
+from noria.contracts.port import Body
+from noria.contracts.trace import ExchangeRow, SpoolPosition
+from noria.engines.duckdb.file import Connection, transaction
+from noria.engines.duckdb.table import INSERT_BODIES, INSERT_ROWS, day_of, encode, hot_of
+
+Files = Callable[[str, str, str], list[str]]
+"""(`exchanges` or `bodies`, first day, last day) → paths of sealed files, newest first."""
+
+SLICE = 1024 * 1024
+"""Bytes of bodies in one statement: what DuckDB holds several copies of for a moment."""
+
+NO_DAY = "1970-01-01"
+"""The day of a body that came without any row."""
+
+
+Batch = tuple[str, Sequence[tuple[ExchangeRow, str, str]], Sequence[Body], SpoolPosition | None]
+
+
+def append(c: Connection, files: Files, batch: Batch) -> int:
+    """Append a batch (tenant, rows with their body ids, bodies, position) in one transaction; how many rows were new."""
+    tenant, rows, bodies, position = batch
+    unique = {row.id: (row, request, answer) for row, request, answer in reversed(rows)}
+    with transaction(c):
+        known = _known(c, files, tenant, [row for row, _, _ in unique.values()])
+        fresh = [r for name, r in unique.items() if name not in known][::-1]
+        if fresh:
+            c.execute(INSERT_ROWS, [encode([hot_of(*r) for r in fresh]).decode()])
+        for new in _slices(_new_bodies(c, tenant, _days_of_bodies(rows, fresh, bodies))):
+            c.execute(INSERT_BODIES, [encode(new).decode()])
+        if position is not None:
+            c.execute(
+                "INSERT OR REPLACE INTO spool_positions VALUES ($1, $2, $3)",
+                [position.spool, position.segment, position.offset],
+            )
+    return len(fresh)
+
+
+def _known(c: Connection, files: Files, tenant: str, rows: Sequence[ExchangeRow]) -> set[str]:
+    """Which of these rows are there already."""
+    if not rows:
+        return set()
+    ids = [row.id for row in rows]
+    days = [day_of(row.started_ns) for row in rows]
+    wanted = "id IN (SELECT unnest(from_json($ids, '[\"VARCHAR\"]')))"
+    params = {"ids": encode(ids).decode(), "tenant": tenant}
+    between = "id BETWEEN $low AND $high"  # what lets DuckDB skip all row groups but the newest
+    sql = f"SELECT id FROM exchanges WHERE tenant = $tenant AND {between} AND {wanted}"  # noqa: S608  values are bound
+    found = c.execute(sql, {**params, "low": min(ids), "high": max(ids)}).fetchall()
+    if sealed := files("exchanges", min(days), max(days)):
+        sql = f"SELECT id FROM read_parquet($files) WHERE tenant = $tenant AND {wanted}"  # noqa: S608  values are bound
+        found += c.execute(sql, {**params, "files": sealed}).fetchall()
+    return {name for (name,) in found}
+
+
+def _days_of_bodies(
+    rows: Sequence[tuple[ExchangeRow, str, str]], fresh: Sequence[tuple[ExchangeRow, str, str]], bodies: Sequence[Body]
+) -> Iterator[tuple[str, Body]]:
+    """Each body with each day that names it: those of new rows, and those that no row of the batch names."""
+    newest = max((day_of(row.started_ns) for row, _, _ in rows), default=NO_DAY)
+    named = {body for _, request, answer in rows for body in (request, answer)}
+    days: dict[str, dict[str, None]] = {}
+    for row, request, answer in fresh:
+        for name in (request, answer):
+            days.setdefault(name, {})[day_of(row.started_ns)] = None
+    for body in {b.id: b for b in bodies}.values():
+        for day in days.get(body.id, {}) if body.id in named else (newest,):
+            yield day, body
+
+
+def _new_bodies(c: Connection, tenant: str, bodies: Iterator[tuple[str, Body]]) -> list[dict[str, str | int]]:
+    """Bodies that their day does not have yet, as rows."""
+    rows: dict[tuple[str, str], dict[str, str | int]] = {
+        (day, b.id): {
+            "tenant": tenant, "day": day, "id": b.id, "h": body_hash(b.id), "subject": b.subject,
+            "data": base64.b64encode(b.data).decode(),
+        }
+        for day, b in bodies
+    }  # fmt: skip
+    if rows:
+        # Comparing 8-byte hashes first keeps this to one small column, however many bodies the day has.
+        sql = """SELECT day, id FROM bodies WHERE tenant = $1 AND day >= $2
+                 AND h IN (SELECT unnest(from_json($3, '["BIGINT"]')))"""
+        hashes = encode([r["h"] for r in rows.values()]).decode()
+        for there in c.execute(sql, [tenant, min(day for day, _ in rows), hashes]).fetchall():
+            rows.pop(there, None)
+    return list(rows.values())
+
+
+def _slices(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Pieces whose data is not much over `SLICE` each."""
+    piece: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        piece.append(row)
+        size += len(row["data"])
+        if size >= SLICE:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def body_hash(id: str) -> int:
+    """64 bits of a body id, as the hot table keeps them beside it."""
+    return int.from_bytes(blake3(id.encode()).digest(length=8), "big", signed=True)

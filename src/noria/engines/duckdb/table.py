@@ -1,0 +1,157 @@
+"""The shape of the hot and sealed tables: typed columns, the rest of a row as JSON, and what can be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+
+from noria.contracts.error import RequestError
+from noria.contracts.exchange import Usage
+from noria.contracts.trace import ExchangeRow, TraceQuery
+from noria.kit.clause import Column, Condition, compile_clauses
+
+Values = tuple[Any, ...]
+
+_FIELDS = {f.name: f for f in msgspec.structs.fields(ExchangeRow)}
+_TYPED = {
+    "tenant": "VARCHAR", "id": "VARCHAR", "trace": "VARCHAR", "started_ns": "BIGINT", "kind": "VARCHAR", "app": "VARCHAR",
+    "release": "VARCHAR", "release_name": "VARCHAR", "outcome": "VARCHAR", "status": "BIGINT", "stream": "BOOLEAN",
+    "duration_ns": "BIGINT", "ttft_ns": "BIGINT", "endpoint": "VARCHAR", "provider": "VARCHAR", "served_model": "VARCHAR",
+    "error_code": "VARCHAR", "key": "VARCHAR", "subject": "VARCHAR", "conversation": "VARCHAR", "cost_nanousd": "BIGINT",
+}  # fmt: skip
+_USAGE = {f"tokens_{f}": "BIGINT" for f in Usage.__struct_fields__}
+_DERIVED = {
+    "day": "VARCHAR", "checks": "VARCHAR[]", "actions": "VARCHAR[]", "request_body": "VARCHAR", "answer_body": "VARCHAR",
+    "detail": "VARCHAR",
+}  # fmt: skip
+_TABLE = {**_TYPED, **_USAGE, **_DERIVED}
+_BODY = {
+    "tenant": "VARCHAR",
+    "day": "VARCHAR",
+    "id": "VARCHAR",
+    "h": "BIGINT",
+    "subject": "VARCHAR",
+    "data": "BLOB USING COMPRESSION uncompressed",
+}
+
+_rest = [n for n in _FIELDS if n not in {*_TYPED, "usage", "request", "answer"}]
+_Detail: Any = msgspec.defstruct(
+    "_Detail", [(n, _FIELDS[n].type) if _FIELDS[n].required else (n, _FIELDS[n].type, _FIELDS[n].default) for n in _rest]
+)
+_typed_of = attrgetter(*_TYPED)
+_usage_of = attrgetter(*(f"usage.{f}" for f in Usage.__struct_fields__))
+_detail_of = attrgetter(*_rest)
+encode = msgspec.json.Encoder().encode
+_decode_detail = msgspec.json.Decoder(_Detail).decode
+
+
+def _insert(table: str, columns: dict[str, str]) -> str:
+    """Insert a JSON array of objects, given as the one parameter."""
+    shape = {n: "VARCHAR" if "BLOB" in t else ["VARCHAR"] if t == "VARCHAR[]" else t for n, t in columns.items()}
+    picked = ", ".join(f"from_base64(x.{n})" if "BLOB" in t else f"x.{n}" for n, t in columns.items())
+    return (
+        f"INSERT INTO {table} ({', '.join(columns)}) SELECT {picked} "  # noqa: S608  names are constants of this module
+        f"FROM (SELECT unnest(from_json($1, '[{encode(shape).decode()}]')) AS x)"
+    )
+
+
+def _create(table: str, columns: dict[str, str]) -> str:
+    return f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(f'{n} {t}' for n, t in columns.items())})"
+
+
+SCHEMA = (
+    _create("exchanges", _TABLE),
+    _create("bodies", _BODY),
+    "CREATE TABLE IF NOT EXISTS sealed (tenant VARCHAR, day VARCHAR, part BIGINT, dropped BOOLEAN)",
+    "CREATE TABLE IF NOT EXISTS spool_positions (spool VARCHAR PRIMARY KEY, segment BIGINT, byte_offset BIGINT)",
+)
+INSERT_ROWS = _insert("exchanges", _TABLE)
+INSERT_BODIES = _insert("bodies", _BODY)
+COLUMNS_SQL = ", ".join(_TABLE)
+
+
+COLUMNS: dict[str, Column] = {
+    "id": Column("id", "text"),
+    "trace": Column("trace", "text"),
+    "time": Column("started_ns", "time"),
+    "kind": Column("kind", "text"),
+    "app": Column("app", "text"),
+    "release": Column("[release, release_name]", "set"),
+    "outcome": Column("outcome", "text"),
+    "status": Column("status", "number"),
+    "stream": Column("stream", "bool"),
+    "duration_ms": Column("duration_ns", "number", 1_000_000),
+    "ttft_ms": Column("ttft_ns", "number", 1_000_000),
+    "model": Column("served_model", "text"),
+    "endpoint": Column("endpoint", "text"),
+    "provider": Column("provider", "text"),
+    "error": Column("error_code", "text"),
+    "key": Column("key", "text"),
+    "subject": Column("subject", "text"),
+    "conversation": Column("conversation", "text"),
+    "tokens_in": Column("tokens_input", "number"),
+    "tokens_out": Column("tokens_output", "number"),
+    "cost_usd": Column("cost_nanousd", "number", 1_000_000_000),
+    "check": Column("checks", "set"),
+    "action": Column("actions", "set"),
+}
+"""What a `TraceQuery` may ask for. `release` matches id or name; `check` and `action` hold where any ruling has it;
+`time` takes ISO 8601 (UTC where no zone is given) or int ns; `!=` holds for rows without a value."""
+
+
+def condition_of(query: TraceQuery, *, paged: bool = True) -> Condition:
+    """The query as SQL. Raises `RequestError` for what cannot be asked."""
+    condition = compile_clauses(query.clauses, COLUMNS)
+    if not paged or not query.before:
+        return condition
+    started, _, before = query.before.partition(".")
+    if not started.isdecimal() or len(started) > 19:
+        raise RequestError(f"{query.before!r} is not a cursor.", code="bad_cursor", hint="Pass the last row's, unchanged.")
+    sql = "(started_ns < $before_ns OR (started_ns = $before_ns AND id < $before_id))"
+    params = condition.params | {"before_ns": int(started), "before_id": before}
+    return Condition(f"{condition.sql} AND {sql}", params, condition.first_ns, min(condition.last_ns, int(started)))
+
+
+def day_of(ns: int) -> str:
+    """The UTC day of a time, YYYY-MM-DD."""
+    return _day(ns // 86_400_000_000_000)
+
+
+@lru_cache(maxsize=4096)
+def _day(days: int) -> str:
+    return datetime.fromtimestamp(days * 86_400, UTC).strftime("%Y-%m-%d")
+
+
+def hot_of(row: ExchangeRow, request: str, answer: str) -> dict[str, Any]:
+    """A row as the hot table has it."""
+    hot = dict(zip(_TYPED, _typed_of(row), strict=True))
+    hot.update(zip(_USAGE, _usage_of(row), strict=True))
+    hot["day"] = day_of(row.started_ns)
+    hot["checks"] = [r.verdict.check for r in row.rulings]
+    hot["actions"] = [r.action for r in row.rulings]
+    hot["request_body"], hot["answer_body"] = request, answer
+    hot["detail"] = encode(_Detail(*_detail_of(row))).decode()
+    return hot
+
+
+def row_of(values: Values) -> tuple[ExchangeRow, str, str]:
+    """A row as it was, bodies left empty, with its body ids."""
+    hot = dict(zip(_TABLE, values, strict=True))
+    detail = msgspec.structs.asdict(_decode_detail(hot["detail"]))
+    row = ExchangeRow(**{n: hot[n] for n in _TYPED}, **detail, usage=Usage(*(hot[n] for n in _USAGE)), request=b"", answer=b"")
+    return row, hot["request_body"], hot["answer_body"]
+
+
+def relation(files: Sequence[str], tenant: str, days: tuple[str, str]) -> tuple[str, dict[str, Any]]:
+    """One relation over the hot rows of these days (inclusive) and sealed files, of one tenant only."""
+    hot = f"SELECT {COLUMNS_SQL} FROM exchanges WHERE tenant = $tenant AND day BETWEEN $first AND $last"  # noqa: S608  values are bound
+    params: dict[str, Any] = {"tenant": tenant, "first": days[0], "last": days[1]}
+    if not files:
+        return f"({hot})", params
+    sealed = f"SELECT {COLUMNS_SQL} FROM read_parquet($files, union_by_name = true) WHERE tenant = $tenant"  # noqa: S608  values are bound
+    return f"({hot} UNION ALL {sealed})", {**params, "files": list(files)}

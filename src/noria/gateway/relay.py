@@ -1,0 +1,347 @@
+"""The way back: from the model's bytes to the caller's, with as little done to them as the release asks for.
+
+With no outward stage every frame of a stream leaves with its own bytes, in order; what may differ is
+said in DESIGN §3a.9. Frames before the first content are held until it comes (a failed endpoint can
+still be replaced), and `[DONE]` is held until the exchange is recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from time import perf_counter_ns
+from typing import Any, Protocol
+
+import msgspec
+
+from noria.contracts.error import NoriaError, UpstreamError
+from noria.contracts.exchange import Exchange, ModelReply, Usage
+from noria.contracts.stage import Outlet, Outward, Transducer
+from noria.contracts.trace import ExchangeRow
+from noria.contracts.verdict import Ruling
+from noria.dialects.openai_answer import edit_answer, read_answer
+from noria.dialects.openai_error import error_answer, error_frame
+from noria.dialects.openai_stream import StreamEditor, StreamReader, assemble, is_content, is_usage_only
+from noria.dialects.sse import FrameSplitter
+from noria.kit.step import Stopwatch
+
+MAX_HELD = 256 * 1024
+"""Bytes of a stream held back before its first content; beyond it the stream is committed as it is."""
+MAX_BACKLOG = 8 * 1024 * 1024
+"""Bytes that a slow caller may leave unread before it is given up."""
+
+
+class Noted(Protocol):
+    """The part of the account that the way back fills."""
+
+    watch: Stopwatch
+    rulings: list[Ruling]
+    error: BaseException | None
+    usage: Usage
+    served_model: str
+    upstream_id: str
+    finish_reason: str
+    first_ns: int | None
+    status: int
+    answer: bytes
+    answer_is_sse: bool
+
+
+class Timed:
+    """A transducer whose time is added up: it runs once a delta, so each run is too small to note."""
+
+    __slots__ = ("_inner", "_name", "_spent")
+
+    def __init__(self, inner: Transducer, name: str, spent: dict[str, int]) -> None:
+        self._inner = inner
+        self._name = name
+        self._spent = spent
+
+    def feed(self, text: str) -> str:
+        """As the inner one."""
+        start = perf_counter_ns()
+        try:
+            return self._inner.feed(text)
+        finally:
+            self._spent[self._name] = self._spent.get(self._name, 0) + perf_counter_ns() - start
+
+    def flush(self) -> str:
+        """As the inner one."""
+        start = perf_counter_ns()
+        try:
+            return self._inner.flush()
+        finally:
+            self._spent[self._name] = self._spent.get(self._name, 0) + perf_counter_ns() - start
+
+
+class Tap:
+    """Keeps the text that passes: as the guards left it, before masks are restored."""
+
+    __slots__ = ("kept",)
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+
+    def feed(self, text: str) -> str:
+        """The text itself."""
+        self.kept.append(text)
+        return text
+
+    def flush(self) -> str:
+        """Nothing is held back."""
+        return ""
+
+
+class Chained:
+    """Transducers one after the other, as one."""
+
+    __slots__ = ("_links",)
+
+    def __init__(self, links: Sequence[Transducer]) -> None:
+        self._links = links
+
+    def feed(self, text: str) -> str:
+        """`text` through every link."""
+        for link in self._links:
+            text = link.feed(text)
+        return text
+
+    def flush(self) -> str:
+        """What the links held back; each flush passes through the links behind it."""
+        out = ""
+        for link in self._links:
+            out = (link.feed(out) if out else "") + link.flush()
+        return out
+
+
+class Relay:
+    """One answer on its way out. `feed` is the sink of the router's attempts; see `gateway.router.Gate`."""
+
+    def __init__(self, x: Exchange, account: Noted, out: Outlet) -> None:
+        self.committed = False
+        self._x = x
+        self._account = account
+        self._out = out
+        self._outward: tuple[Outward, ...] = ()
+        self._taps: dict[tuple[int, str], Tap] = {}
+        self._spent: dict[str, int] = {}
+        self._editor: StreamEditor | None = None
+        self._raw: list[bytes] = []
+        self._last: list[bytes] = []
+        self._whole: bytes | None = None
+        self._error: NoriaError | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._overhead_ns = 0
+        self._begin()
+
+    def open(self, x: Exchange, outward: tuple[Outward, ...], restore: Outward | None) -> None:
+        """Before the model is asked: which stages the answer passes through."""
+        self._x = x
+        self._outward = (*outward, restore) if restore is not None and x.vault else outward
+        self._begin()
+
+    def _begin(self) -> None:
+        self._splitter = FrameSplitter()
+        self._reader = StreamReader()
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        if self._outward:
+            self._taps.clear()
+            self._editor = StreamEditor(self._transducer)
+
+    async def carry(self, sending: Coroutine[Any, Any, ModelReply]) -> ModelReply:
+        """Wait for the model; ends at once with the error that an outward stage raised meanwhile."""
+        self._task = asyncio.current_task()
+        try:
+            return await sending
+        except asyncio.CancelledError:
+            if self._error is None:
+                raise
+            if self._task is not None:
+                self._task.uncancel()
+            raise self._error from None
+        finally:
+            self._task = None
+
+    def restart(self) -> None:
+        """Forget a failed attempt. Nothing of it has left."""
+        self._raw.clear()
+        self._begin()
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of a stream from the model."""
+        if self._error is not None:
+            return
+        try:
+            self._take(self._splitter.feed(data))
+        except NoriaError as e:
+            self._fail(e)
+        except ValueError as e:
+            self._fail(UpstreamError(str(e), code="bad_upstream_response", started=self.committed))
+
+    def _fail(self, error: NoriaError) -> None:
+        self._error = error
+        if self._task is not None:
+            self._task.cancel()
+
+    def _take(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            self._raw.append(frame)
+            self._reader.read(frame)
+            if self._reader.done:
+                self._last.append(frame)
+            elif is_usage_only(frame) and not self._x.usage_wanted:
+                continue
+            elif self.committed:
+                self._leave(frame)
+            else:
+                self._hold(frame)
+
+    def _hold(self, frame: bytes) -> None:
+        self._held.append(frame)
+        self._held_bytes += len(frame)
+        if is_content(frame) or self._held_bytes > MAX_HELD:
+            self._commit()
+
+    def _commit(self) -> None:
+        self.committed = True
+        self._head(
+            200,
+            [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"), ("x-accel-buffering", "no")],
+            stream=True,
+        )
+        self._account.first_ns = self._account.watch.elapsed()
+        held, self._held = self._held, []
+        for frame in held:
+            self._leave(frame)
+
+    def _leave(self, frame: bytes) -> None:
+        if self._editor is None:
+            self._out.data(frame)
+        else:
+            for edited in self._editor.edit(frame):
+                self._out.data(edited)
+        if self._out.backlog > MAX_BACKLOG:
+            raise UpstreamError("The caller does not read its answer.", code="slow_caller", started=True)
+
+    def _transducer(self, choice: int, channel: str) -> Transducer | None:
+        links: list[Transducer] = []
+        tap = Tap()
+        tapped = False
+        for stage in self._outward:
+            if stage.name == "restore":
+                links.append(tap)
+                tapped = True
+            inner = stage.open(self._x, choice, channel, self._account.rulings.append)
+            if inner is not None:
+                links.append(Timed(inner, stage.name, self._spent))
+        if not tapped:
+            links.append(tap)
+        self._taps[choice, channel] = tap
+        return Chained(links) if len(links) > 1 else None
+
+    def close(self, reply: ModelReply) -> None:
+        """The model has answered whole: finish the outward stages, know the facts. Raises `Blocked`."""
+        if self._x.stream:
+            self._take([rest] if (rest := self._splitter.rest()) else [])
+            if not self.committed:
+                self._commit()
+            if self._editor is not None:
+                for frame in self._editor.end():
+                    self._out.data(frame)
+        else:
+            self._whole = self._edited(reply.body)
+        account = self._account
+        account.status = 200
+        account.upstream_id = reply.upstream_id or account.upstream_id
+
+    def _edited(self, body: bytes) -> bytes:
+        facts = read_answer(self._x.kind, body)
+        account = self._account
+        account.usage = facts.usage or account.usage
+        account.served_model, account.upstream_id, account.finish_reason = facts.model, facts.id, facts.finish_reason
+        self._raw.append(body)
+        if not self._outward or self._x.kind == "embedding":
+            return body
+
+        def edit(choice: int, channel: str, text: str) -> str:
+            link = self._transducer(choice, channel)
+            return text if link is None else link.feed(text) + link.flush()
+
+        return edit_answer(body, edit)
+
+    def settle(self) -> None:
+        """Write what is known into the account, however the exchange ended; never raises."""
+        account = self._account
+        if self._x.stream:
+            facts = self._reader
+            account.usage = facts.usage or account.usage
+            account.served_model = facts.model or account.served_model
+            account.upstream_id = facts.id or account.upstream_id
+            account.finish_reason = facts.finish_reason or account.finish_reason
+        for name, took in self._spent.items():
+            account.watch.note(name, perf_counter_ns() - took, took)
+        if isinstance(account.error, NoriaError):
+            account.status = error_answer(account.error)[0] if not self.committed else 200
+        elif account.error is not None:
+            account.status = 499 if isinstance(account.error, asyncio.CancelledError) else 500
+        account.answer, account.answer_is_sse = self._recorded()
+
+    def _recorded(self) -> tuple[bytes, bool]:
+        if self._x.release is None or self._x.kind == "embedding":
+            return b"", False
+        raw = b"".join(self._raw)
+        if not self._taps or not raw:
+            return raw, self._x.stream
+        whole = msgspec.json.encode(assemble(raw)) if self._x.stream else raw
+        return edit_answer(whole, self._told), False
+
+    def _told(self, choice: int, channel: str, text: str) -> str:
+        """The text that the guards left, in place of the model's own."""
+        tap = self._taps.get((choice, channel))
+        return text if tap is None else "".join(tap.kept)
+
+    def text(self) -> str:
+        """The answer's text (first choice) as it is recorded: masked values stay masked."""
+        if self._taps:
+            tap = self._taps.get((0, "content"))
+            return "".join(tap.kept) if tap else ""
+        raw = b"".join(self._raw)
+        answer = assemble(raw) if self._x.stream else msgspec.json.decode(raw)
+        choice = (answer.get("choices") or [{}])[0]
+        return str((choice.get("message") or {}).get("content") or choice.get("text") or "")
+
+    def end(self, row: ExchangeRow) -> None:
+        """The last bytes: the whole answer, the end of the stream, or the error. The exchange is recorded."""
+        self._overhead_ns = row.overhead_ns
+        error = self._account.error
+        if isinstance(error, NoriaError):
+            self._refuse(error)
+        elif self._whole is not None:
+            headers = [("content-type", "application/json"), ("x-noria-overhead-ms", f"{row.overhead_ns / 1e6:.3f}")]
+            if row.cost_nanousd is not None:
+                headers.append(("x-noria-cost", f"{row.cost_nanousd / 1e9:.9f}"))
+            self._head(200, headers, stream=False)
+            self._out.data(self._whole)
+        else:
+            if self._x.tail_wanted:
+                cost = "null" if row.cost_nanousd is None else f"{row.cost_nanousd / 1e9:.9f}"
+                self._out.data(b': x-noria {"cost": %b, "overhead_ms": %.3f}\n\n' % (cost.encode(), row.overhead_ns / 1e6))
+            for frame in self._last:
+                self._out.data(frame)
+        self._out.end()
+
+    def _refuse(self, error: NoriaError) -> None:
+        if self.committed:
+            self._out.data(error_frame(error))
+            return
+        status, headers, body = error_answer(error)
+        self._head(status, headers, stream=False)
+        self._out.data(body)
+
+    def _head(self, status: int, headers: list[tuple[str, str]], *, stream: bool) -> None:
+        x = self._x
+        own = [("x-request-id", x.id), ("x-noria-trace", x.trace)]
+        if x.release is not None:
+            own.append(("x-noria-release", x.release.id))
+        self._out.head(status, own + headers, stream=stream)

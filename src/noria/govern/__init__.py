@@ -1,0 +1,1 @@
+"""Across both journeys: access, policy, audit, lineage, privacy. Consulted at gates, imported by neither journey."""

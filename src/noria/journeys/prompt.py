@@ -1,0 +1,146 @@
+"""Follow one prompt from its caller to a model and back. Read this first.
+
+Each line is a stage; an absent one costs a comparison. Stages contain no telemetry: the stopwatch
+times them, the account collects what they note, and the row that comes of it is in the page cache
+before the last byte of the answer leaves (DESIGN §3a.7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from noria.contracts.error import Blocked, NoriaError
+from noria.contracts.exchange import Exchange
+from noria.contracts.stage import Inward, InwardAsync, Outlet, Outward
+from noria.contracts.trace import ExchangeRow
+from noria.contracts.verdict import Ruling
+from noria.dialects.openai import write_messages, write_request
+from noria.gateway.limits import Limits
+from noria.gateway.relay import Relay
+from noria.gateway.router import Router
+from noria.observe.account import Account
+
+Masked = Callable[[Exchange, Iterable[Ruling]], Exchange]
+"""A refused exchange with everything that was found in it erased: fit to be recorded."""
+
+
+class Memory(InwardAsync, Protocol):
+    """Conversation memory: adds what was said before, keeps what is said now."""
+
+    async def remember(self, x: Exchange, answer: str, /) -> None:
+        """Keep the caller's new messages and the answer, durably."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The stages of one release; what it does not use is None."""
+
+    router: Router
+    normalize: Inward | None = None
+    template: Inward | None = None
+    memory: Memory | None = None
+    window: InwardAsync | None = None
+    guard: Inward | None = None
+    masked: Masked | None = None
+    outward: tuple[Outward, ...] = ()
+    """Outward guards, in order."""
+    restore: Outward | None = None
+    """Puts back what the inward guard masked; needed only by exchanges with a vault."""
+    record_bodies: bool = True
+
+
+class House(Protocol):
+    """One configuration snapshot, wired: what every exchange that began under it keeps to its end."""
+
+    @property
+    def admit(self) -> Inward:
+        """Who may ask, for what."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """Rates and budgets, shared by all snapshots of a worker."""
+        ...
+
+    def open(self, x: Exchange, /) -> Account:
+        """A fresh account that the stages' reports reach by the exchange's id."""
+        ...
+
+    def parts(self, x: Exchange, /) -> Parts:
+        """The stages of the release that `x` was given."""
+        ...
+
+    def close(self, x: Exchange, account: Account, /) -> ExchangeRow:
+        """Append the exchange's row to the spool and count it; never raises, never waits."""
+        ...
+
+
+async def answer(x: Exchange, house: House, out: Outlet) -> None:
+    """Take `x` through the whole journey and write its answer, or its error, into `out`.
+
+    Cancelling (the caller left) cancels the model call; the exchange is settled and recorded all the same.
+    """
+    account = house.open(x)
+    run, wait = account.watch.run, account.watch.wait
+    relay = Relay(x, account, out)
+    money = None
+    try:
+        x = run(house.admit, x)
+        parts = house.parts(x)
+        x, money = await house.limits.reserve(x)
+        x = run(parts.normalize, x)
+        x = run(parts.template, x)
+        x = await wait(parts.memory, x)
+        x = await wait(parts.window, x)  # after memory: what is remembered must fit too
+        x = guarded(parts, x, account)
+        relay.open(x, parts.outward, parts.restore)
+        reply = await relay.carry(parts.router.send(x, relay, account, account.watch.began))
+        relay.close(reply)
+        if parts.memory is not None:
+            await parts.memory.remember(x, relay.text())
+    except NoriaError as e:
+        account.error = e
+    except BaseException as e:
+        account.error = e
+        raise
+    finally:
+        relay.settle()
+        if money is not None:
+            money.settle(account.cost()[0])
+        row = house.close(x, account)
+    relay.end(row)
+
+
+def guarded(parts: Parts, x: Exchange, account: Account) -> Exchange:
+    """The inward guard, and what of the request may be kept: never the text that it masks or refuses."""
+    try:
+        x = account.watch.run(parts.guard, x)
+    except Blocked:
+        if parts.record_bodies and parts.masked is not None:
+            account.request = write_request(written(parts.masked(x, account.rulings)).body)
+        raise
+    x = written(x)
+    if parts.record_bodies:
+        account.request = write_request(x.body)
+    return x
+
+
+def written(x: Exchange) -> Exchange:
+    """`x` with its edited messages written back into the body, once."""
+    if not x.edited or x.messages is None:
+        return x
+    return replace(x, body={**x.body, "messages": write_messages(x.messages, x.body["messages"])}, edited=False)
+
+
+def refuse(x: Exchange, house: House, out: Outlet, error: NoriaError) -> None:
+    """Answer and record a request that could not even be read; nothing of its body is kept."""
+    account = house.open(x)
+    account.error = error
+    relay = Relay(x, account, out)
+    relay.settle()
+    relay.end(house.close(x, account))

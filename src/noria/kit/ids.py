@@ -1,0 +1,83 @@
+"""Identifiers and digests: UUIDv7 (RFC 9562), W3C trace ids that sort by time, RFC 8785 digests."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from blake3 import blake3
+
+_HEX = "0123456789abcdef"
+_pool = b""
+_used = 0
+
+
+def _random(n: int) -> bytes:
+    """`n` random bytes, drawn from the kernel in blocks: one system call serves many ids.
+
+    A forked child would repeat its parent's block; Noria never forks after import (it spawns).
+    """
+    global _pool, _used
+    if _used + n > len(_pool):
+        _pool, _used = os.urandom(4096), 0
+    start, _used = _used, _used + n
+    return _pool[start:_used]
+
+
+def uuid7(now_ns: int | None = None) -> str:
+    """A UUIDv7 as 36 characters: 48 bits of milliseconds, then 74 random bits.
+
+    >>> len(uuid7()), uuid7(0)[14]
+    (36, '7')
+    """
+    ms = (time.time_ns() if now_ns is None else now_ns) // 1_000_000
+    r = _random(10)
+    tail = bytes((0x70 | r[0] & 0x0F, r[1], 0x80 | r[2] & 0x3F)) + r[3:]
+    h = f"{ms & 0xFFFFFFFFFFFF:012x}" + tail.hex()
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+
+
+def trace_id(now_ns: int | None = None) -> str:
+    """32 hex digits, never all zero: 48 bits of milliseconds, then 80 random bits (DESIGN §3a.5)."""
+    ms = (time.time_ns() if now_ns is None else now_ns) // 1_000_000
+    return f"{ms & 0xFFFFFFFFFFFF:012x}" + _random(10).hex()
+
+
+def span_id() -> str:
+    """16 hex digits, never all zero."""
+    span = _random(8)
+    return span.hex() if any(span) else "0000000000000001"
+
+
+def parse_traceparent(value: str) -> tuple[str, str] | None:
+    """(trace id, parent span id) of a W3C `traceparent` header, or None where it is malformed.
+
+    https://www.w3.org/TR/trace-context/#traceparent-header: an unknown version is read as version 0.
+    """
+    parts = value.strip().split("-")
+    if len(parts) < 4 or len(parts[0]) != 2 or parts[0] == "ff" or (parts[0] == "00" and len(parts) != 4):
+        return None
+    trace, span = parts[1], parts[2]
+    if len(trace) != 32 or len(span) != 16 or not set(parts[0] + trace + span) <= set(_HEX):
+        return None
+    if trace.strip("0") == "" or span.strip("0") == "":
+        return None
+    return trace, span
+
+
+def canonical(value: Any) -> bytes:
+    """RFC 8785 (JSON Canonicalization Scheme) form of a JSON value."""
+    import rfc8785
+
+    return rfc8785.dumps(value)
+
+
+def digest(data: bytes) -> str:
+    """BLAKE3 of `data`, 64 hex digits."""
+    return blake3(data).hexdigest()
+
+
+def keyed(key: bytes, data: bytes) -> str:
+    """BLAKE3 of `data` under a 32-byte key, 64 hex digits: equal only for holders of one key."""
+    return blake3(data, key=key).hexdigest()

@@ -1,0 +1,244 @@
+"""From the spool to the trace store: rows decoded, bodies keyed, encrypted and stored once (DESIGN §3a.6, §3a.7).
+
+A body's id is BLAKE3 under the key of its subject, or of its tenant where it has none; its ciphertext is AES-256-GCM
+(NIST SP 800-38D) with a random nonce under a key derived from the same one, so equal bodies of two people look
+unrelated, and destroying the key makes both id and content meaningless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import msgspec
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from noria.contracts.error import NoriaError, StoreError, boundary
+from noria.contracts.port import Body, TraceStore
+from noria.contracts.trace import ExchangeRow, SpoolPosition
+from noria.kit.ids import keyed
+from noria.kit.spool import SpoolReader, SpoolRecord
+
+KeySource = Callable[[str, str], Awaitable[bytes | None]]
+"""`await key(tenant, subject)`: 32 bytes; subject "" = the tenant's own key. None = the key was destroyed."""
+
+Told = Callable[[list[ExchangeRow]], None]
+"""Is given rows as they are stored, bodies in the clear: what live views are fed from."""
+
+BATCH_BYTES = 8 * 1024 * 1024
+"""Payload bytes that one batch takes from the spool (one larger record is a batch of its own)."""
+LINGER = 4
+"""After a batch that emptied the spool, pause for so many polls: an append has a fixed cost."""
+FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
+
+_NONCE = 12
+_PACK_FROM = 256
+"""Shorter bodies are not worth compressing."""
+_PLAIN, _ZLIB = b"\0", b"\1"
+_CONTEXT = "noria 2026-11-22 trace body encryption"
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(ExchangeRow)
+
+
+def encode(row: ExchangeRow) -> bytes:
+    """A row as a spool payload (msgpack array)."""
+    return _encoder.encode(row)
+
+
+def decode(payload: bytes) -> ExchangeRow:
+    """The row of a spool payload; fields of a newer version are ignored. Raises `msgspec.DecodeError`."""
+    return _decoder.decode(payload)
+
+
+def cursor(row: ExchangeRow) -> str:
+    """What `TraceQuery.before` takes to go on after `row`."""
+    return f"{row.started_ns}.{row.id}"
+
+
+class Lag(NamedTuple):
+    """How far the store is behind its spool: bytes and seconds exactly, records by the mean size seen so far."""
+
+    records: int
+    bytes: int
+    seconds: float
+
+
+class Vault:
+    """One key, ready to name, seal and open bodies."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._cipher = AESGCM(blake3(key, derive_key_context=_CONTEXT).digest())
+
+    def name(self, content: bytes) -> str:
+        """The keyed id of a body."""
+        return keyed(self._key, content)
+
+    def seal(self, tenant: str, id: str, content: bytes) -> bytes:
+        """The ciphertext of a body, bound to its tenant and id."""
+        packed = _ZLIB + zlib.compress(content, 1) if len(content) >= _PACK_FROM else _PLAIN + content
+        nonce = os.urandom(_NONCE)
+        return nonce + self._cipher.encrypt(nonce, packed, _bound(tenant, id))
+
+    def open(self, tenant: str, id: str, data: bytes) -> bytes:
+        """The body; raises `StoreError` where it is not what was sealed under this key, tenant and id."""
+        try:
+            packed = self._cipher.decrypt(data[:_NONCE], data[_NONCE:], _bound(tenant, id))
+        except (InvalidTag, ValueError) as e:
+            raise StoreError(f"The body {id[:12]}… cannot be decrypted: it is damaged, or of another key.") from e
+        return zlib.decompress(packed[1:]) if packed[:1] == _ZLIB else packed[1:]
+
+
+def _bound(tenant: str, id: str) -> bytes:
+    return f"{tenant}|{id}".encode()
+
+
+class _Batch(NamedTuple):
+    rows: dict[str, list[ExchangeRow]]
+    """By tenant."""
+    position: SpoolPosition
+    records: int
+    bytes: int
+
+
+class Recorder:
+    """Moves one spool into a trace store. Loses no position: it advances only in the transaction that stores the rows.
+
+    `undecodable` counts payloads that are no row (they are passed over); `stored`, `failures` speak for themselves.
+    """
+
+    def __init__(
+        self, reader: SpoolReader, spool: str, store: TraceStore, key: KeySource, *, told: Told | None = None
+    ) -> None:
+        self._told = told
+        self.undecodable = 0
+        self.stored = 0
+        self.failures = 0
+        self.alarm: str | None = None
+        self._reader = reader
+        self._spool = spool
+        self._store = store
+        self._key = key
+        self._position: SpoolPosition | None = None
+        self._batch: _Batch | None = None
+        self._seen = (0, 0)
+        self._level_since = time.monotonic()
+        self._behind = 0
+
+    @property
+    def lag(self) -> Lag:
+        """As of the last step."""
+        records, size = self._seen
+        mean = size / records if records else 0
+        waiting = self._batch.bytes if self._batch else 0
+        behind = self._behind + waiting
+        count = (self._batch.records if self._batch else 0) + (round(self._behind / mean) if mean else int(self._behind > 0))
+        return Lag(count, behind, time.monotonic() - self._level_since if behind else 0.0)
+
+    async def run(self, poll: float = 0.05) -> None:
+        """Move records until cancelled. A store that fails is asked again, ever more slowly; nothing is lost meanwhile."""
+        pause = FIRST_RETRY_S
+        while True:
+            try:
+                records = await self.step()
+            except NoriaError as e:
+                self.failures += 1
+                self.alarm = f"Traces of {self._spool} wait in the spool: {e.text}"
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LAST_RETRY_S)
+                continue
+            pause = FIRST_RETRY_S
+            if self._behind == 0:
+                await asyncio.sleep(poll * LINGER if records else poll)
+
+    async def step(self) -> int:
+        """Move one batch; how many records it had. After a failure the next step tries the same batch again.
+
+        Raises `NoriaError`, nothing else.
+        """
+        with boundary(StoreError, f"recording {self._spool}"):
+            if self._position is None:
+                there = {p.spool: p for p in await self._store.positions()}
+                self._position = there.get(self._spool, SpoolPosition(self._spool, 0, 0))
+            if self._batch is None:
+                self._batch = await asyncio.to_thread(self._read, self._position)
+            if (batch := self._batch).position != self._position:
+                await self._put(batch)
+            self._advance(batch)
+            return batch.records
+
+    def _read(self, position: SpoolPosition) -> _Batch:
+        records, after = self._reader.read(position, max_records=self._store.max_batch, max_bytes=BATCH_BYTES)
+        self._behind = self._reader.behind(after)
+        rows: dict[str, list[ExchangeRow]] = {}
+        for record in records:
+            if (row := self._decode(record)) is not None:
+                rows.setdefault(row.tenant, []).append(row)
+        return _Batch(rows, after, len(records), sum(len(r.payload) for r in records))
+
+    def _decode(self, record: SpoolRecord) -> ExchangeRow | None:
+        try:
+            return decode(record.payload)
+        except msgspec.DecodeError:
+            self.undecodable += 1
+            return None
+
+    async def _put(self, batch: _Batch) -> None:
+        """Each tenant's rows in one transaction; the last one carries the position, so that a crash replays them all."""
+        tenants = list(batch.rows) or [""]
+        for tenant in tenants:
+            rows = batch.rows.get(tenant, [])
+            vaults = {s: await self._vault(tenant, s) for s in {r.subject for r in rows if r.request or r.answer}}
+            named, bodies = await asyncio.to_thread(_bodies, tenant, rows, vaults)
+            position = batch.position if tenant == tenants[-1] else None
+            self.stored += await self._store.append(tenant, named, bodies, position)
+            if self._told is not None and rows:
+                self._told(rows)
+
+    def _advance(self, batch: _Batch) -> None:
+        trimmed = self._position is not None and batch.position.segment != self._position.segment
+        self._position, self._batch, self.alarm = batch.position, None, None
+        self._seen = (self._seen[0] + batch.records, self._seen[1] + batch.bytes)
+        if trimmed:
+            self._reader.trim(batch.position)
+        if self._behind == 0:
+            self._level_since = time.monotonic()
+
+    async def _vault(self, tenant: str, subject: str) -> Vault | None:
+        key = await self._key(tenant, subject)
+        return Vault(key) if key else None
+
+
+async def read_body(store: TraceStore, key: KeySource, tenant: str, id: str) -> bytes | None:
+    """A body in the clear; None where there is none, or its key was destroyed. Raises `StoreError` for a damaged one."""
+    body = await store.body(tenant, id) if id else None
+    if body is None:
+        return None
+    secret = await key(tenant, body.subject)
+    return Vault(secret).open(tenant, id, body.data) if secret else None
+
+
+def _bodies(
+    tenant: str, rows: list[ExchangeRow], vaults: dict[str, Vault | None]
+) -> tuple[list[tuple[ExchangeRow, str, str]], list[Body]]:
+    """The rows with the ids of their bodies, and each body once. Without its key a body is not kept."""
+    kept: dict[str, Body] = {}
+
+    def keep(subject: str, content: bytes) -> str:
+        vault = vaults.get(subject)
+        if not content or vault is None:
+            return ""
+        name = vault.name(content)
+        if name not in kept:
+            kept[name] = Body(name, subject, vault.seal(tenant, name, content))
+        return name
+
+    named = [(row, keep(row.subject, row.request), keep(row.subject, row.answer)) for row in rows]
+    return named, list(kept.values())

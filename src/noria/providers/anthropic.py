@@ -1,0 +1,124 @@
+"""Anthropic's native Messages API: chat requests are translated there and back, streams as they flow."""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+from noria.contracts.error import ConfigError, RequestError, UpstreamError
+from noria.contracts.exchange import ModelCall, ModelReply
+from noria.contracts.release import Endpoint
+from noria.contracts.stage import Options, Provider, Relay, Sink
+from noria.dialects.anthropic import read_error, read_message, write_messages_request
+from noria.dialects.anthropic_stream import MessagesStream
+from noria.dialects.openai_answer import read_answer
+from noria.dialects.upstream import Gate, Headers, garbled, kept_headers, refusal, transport_failure
+from noria.kit.http_client import HttpCallError, HttpClient
+
+URL = "https://api.anthropic.com"
+PATH = "/v1/messages"
+
+
+class Anthropic(Provider):
+    """One model of Anthropic, or of an endpoint that speaks its dialect (`url` without `/v1`)."""
+
+    id = "anthropic"
+
+    class Config(Options, frozen=True, forbid_unknown_fields=True):
+        """Options of an endpoint.
+
+        `version` is `anthropic-version`: from 2026-10-21 on, `temperature` and `top_p` are refused by the
+        endpoint. `max_tokens` stands in where the caller gives no limit, because the API requires one.
+        """
+
+        version: str = "2023-06-01"
+        beta: tuple[str, ...] = ()
+        max_tokens: int = 4096
+        system_turns: bool = False
+        """For models from Opus 4.8 on: system messages keep their place in a conversation."""
+        headers: dict[str, str] = {}
+        max_connections: int = 256
+
+    def __init__(self, endpoint: Endpoint, secret: str, config: Options, *, relay: Relay | None = None) -> None:
+        self._own = cast("Anthropic.Config", config)
+        self._who = f"The endpoint {endpoint.name!r}"
+        self._model = endpoint.model
+        self._headers = _headers(endpoint, secret, self._own)
+        self._client = None if relay is not None else _client(endpoint, self._own.max_connections)
+        self._relay: Relay = relay or cast("HttpClient", self._client)
+
+    async def send(self, call: ModelCall, sink: Sink) -> ModelReply:
+        """As `Provider.send`; chat only."""
+        if call.kind != "chat":
+            raise RequestError(f"{self._who} offers no {call.kind}s.", code="unsupported_feature", param="model")
+        body = write_messages_request(
+            call.body, self._model, stream=call.stream, max_tokens=self._own.max_tokens, system_turns=self._own.system_turns
+        )
+        headers = [*self._headers, ("traceparent", call.traceparent)] if call.traceparent else self._headers
+        if call.stream:
+            return await self._stream(headers, body, sink)
+        return await self._whole(headers, body)
+
+    async def close(self) -> None:
+        """Close idle connections."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def _whole(self, headers: Headers, body: bytes) -> ModelReply:
+        try:
+            status, got, answer = await self._relay.send("POST", PATH, headers, body)
+        except HttpCallError as e:
+            raise transport_failure(e, who=self._who) from e
+        if status >= 400:
+            raise self._refusal(status, got, answer)
+        try:
+            translated = read_message(answer, int(time.time()))
+        except ValueError as e:
+            raise garbled(f"answered {status} with what is no answer: {e}", who=self._who, status=status, body=answer) from None
+        return ModelReply(status, translated, kept_headers(got), read_answer("chat", translated).id)
+
+    async def _stream(self, headers: Headers, body: bytes, sink: Sink) -> ModelReply:
+        tap = MessagesStream(int(time.time()), who=self._who)
+        gate = Gate(tap, sink, who=self._who)
+        try:
+            status, got, answer = await self._relay.send("POST", PATH, headers, body, on_head=gate.head)
+        except HttpCallError as e:
+            raise gate.failure or transport_failure(e, who=self._who, started=gate.started) from e
+        if status >= 400:
+            raise self._refusal(status, got, answer)
+        gate.close(status, got, answer, now=time.time())
+        return ModelReply(status, b"", kept_headers(got), tap.id)
+
+    def _refusal(self, status: int, headers: Headers, body: bytes) -> UpstreamError:
+        return refusal(status, headers, read_error(body), now=time.time(), who=self._who)
+
+
+def _client(endpoint: Endpoint, max_connections: int) -> HttpClient:
+    times = endpoint.timeouts
+    try:
+        return HttpClient(
+            endpoint.url or URL,
+            connect_timeout=times.connect,
+            first_timeout=times.first,
+            idle_timeout=times.idle,
+            total_timeout=times.total,
+            max_connections=max_connections,
+        )
+    except ValueError as e:
+        raise ConfigError(
+            f"The url of the model {endpoint.name!r} cannot be used: {e}", where=f"models.{endpoint.name}.url"
+        ) from None
+
+
+def _headers(endpoint: Endpoint, secret: str, own: Anthropic.Config) -> Headers:
+    where = f"models.{endpoint.name}.key"
+    if not secret and not endpoint.url:
+        raise ConfigError(f"The model {endpoint.name!r} has no key.", where=where, hint="Give one: key: env:ANTHROPIC_API_KEY")
+    if secret and not (secret.isascii() and secret.isprintable()):
+        raise ConfigError(f"The key of the model {endpoint.name!r} holds characters that no header can carry.", where=where)
+    headers = [("content-type", "application/json"), ("user-agent", "noria"), ("anthropic-version", own.version)]
+    if secret:
+        headers.append(("x-api-key", secret))
+    if own.beta:
+        headers.append(("anthropic-beta", ",".join(own.beta)))
+    return headers + [(name.lower(), value) for name, value in own.headers.items()]

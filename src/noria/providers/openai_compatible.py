@@ -1,0 +1,239 @@
+"""Any endpoint that speaks OpenAI's wire form. A vendor is a row in `VENDORS`: address, credentials, quirks.
+
+On the request only `model`, `stream_options` and credentials are spliced (and the output limit renamed where
+a vendor refuses the caller's name for it); everything else leaves as it came. Addresses as documented by the
+vendors in 2026-11.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Literal, cast
+from urllib.parse import quote
+
+import msgspec
+
+from noria.contracts.error import ConfigError, NotFound, RequestError
+from noria.contracts.exchange import Kind, ModelCall, ModelReply
+from noria.contracts.release import Endpoint
+from noria.contracts.stage import Options, Provider, Relay, Sink
+from noria.dialects.openai import write_request
+from noria.dialects.openai_answer import FIELDS, read_answer
+from noria.dialects.upstream import Gate, Headers, OpenAITap, garbled, kept_headers, message_of, refusal, transport_failure
+from noria.kit.http_client import HttpCallError, HttpClient
+
+_TRUE = msgspec.Raw(b"true")
+_USAGE_ASKED = msgspec.Raw(b'{"include_usage":true}')
+
+
+class Vendor(msgspec.Struct, frozen=True):
+    """One vendor of the OpenAI wire form. Paths follow the URL; an empty one is not offered."""
+
+    url: str = ""
+    key: str = ""
+    """Name of the environment variable where its key usually is; empty where none is needed."""
+    chat: str = "/chat/completions"
+    completion: str = ""
+    embedding: str = "/embeddings"
+    auth: Literal["bearer", "api-key"] = "bearer"
+    headers: tuple[tuple[str, str], ...] = ()
+    stream_usage: bool = True
+    """Whether `stream_options.include_usage` is understood; where not, the usage comes by itself or never."""
+    max_tokens_field: str = ""
+    """The only name of the output limit that it takes, where it does not take both."""
+
+
+_BOTH = "/completions"
+
+VENDORS: dict[str, Vendor] = {
+    "openai_compatible": Vendor(completion=_BOTH),
+    "openai": Vendor("https://api.openai.com/v1", "OPENAI_API_KEY", completion=_BOTH),
+    "azure": Vendor(
+        "",
+        "AZURE_OPENAI_API_KEY",
+        chat="/openai/v1/chat/completions",
+        completion="/openai/v1/completions",
+        embedding="/openai/v1/embeddings",
+        auth="api-key",
+    ),
+    "mistral": Vendor("https://api.mistral.ai/v1", "MISTRAL_API_KEY", stream_usage=False, max_tokens_field="max_tokens"),
+    "groq": Vendor("https://api.groq.com/openai/v1", "GROQ_API_KEY", embedding=""),
+    "together": Vendor("https://api.together.xyz/v1", "TOGETHER_API_KEY", completion=_BOTH, max_tokens_field="max_tokens"),
+    "fireworks": Vendor("https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", completion=_BOTH),
+    "deepseek": Vendor("https://api.deepseek.com", "DEEPSEEK_API_KEY", embedding="", max_tokens_field="max_tokens"),
+    "dashscope": Vendor("https://dashscope.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY", completion=_BOTH),
+    "dashscope_intl": Vendor("https://dashscope-intl.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY", completion=_BOTH),
+    "moonshot": Vendor("https://api.moonshot.cn/v1", "MOONSHOT_API_KEY", embedding=""),
+    "moonshot_intl": Vendor("https://api.moonshot.ai/v1", "MOONSHOT_API_KEY", embedding=""),
+    "zhipu": Vendor("https://open.bigmodel.cn/api/paas/v4", "ZHIPUAI_API_KEY", max_tokens_field="max_tokens"),
+    "siliconflow": Vendor("https://api.siliconflow.cn/v1", "SILICONFLOW_API_KEY", max_tokens_field="max_tokens"),
+    "openrouter": Vendor("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", completion=_BOTH),
+    "cohere": Vendor("https://api.cohere.ai/compatibility/v1", "COHERE_API_KEY", max_tokens_field="max_tokens"),
+    "ai21": Vendor(
+        "https://api.ai21.com/studio/v1", "AI21_API_KEY", embedding="", stream_usage=False, max_tokens_field="max_tokens"
+    ),
+    "xai": Vendor("https://api.x.ai/v1", "XAI_API_KEY", embedding=""),
+    "gemini": Vendor("https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY"),
+    "perplexity": Vendor(
+        "https://api.perplexity.ai", "PERPLEXITY_API_KEY", embedding="", stream_usage=False, max_tokens_field="max_tokens"
+    ),
+    "cerebras": Vendor("https://api.cerebras.ai/v1", "CEREBRAS_API_KEY", embedding=""),
+    "nvidia": Vendor("https://integrate.api.nvidia.com/v1", "NVIDIA_API_KEY", max_tokens_field="max_tokens"),
+    "deepinfra": Vendor("https://api.deepinfra.com/v1/openai", "DEEPINFRA_API_KEY", completion=_BOTH),
+    "ollama": Vendor("http://127.0.0.1:11434/v1", completion=_BOTH, max_tokens_field="max_tokens"),
+    "vllm": Vendor("http://127.0.0.1:8000/v1", completion=_BOTH),
+    "lmstudio": Vendor("http://127.0.0.1:1234/v1", completion=_BOTH, max_tokens_field="max_tokens"),
+    "llamacpp": Vendor("http://127.0.0.1:8080/v1", completion=_BOTH),
+}
+"""Vendor id → its row. `provider: <vendor>` in `noria.yaml` means this module with `vendor` set."""
+
+_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+class OpenAICompatible(Provider):
+    """One endpoint of a vendor. Without an `endpoint.vendor` the row is `openai_compatible`, which needs a URL."""
+
+    id = "openai_compatible"
+
+    class Config(Options, frozen=True, forbid_unknown_fields=True):
+        """Options of an endpoint. `headers` are added to each request; `api_version` chooses Azure's dated paths."""
+
+        headers: dict[str, str] = {}
+        api_version: str = ""
+        stream_usage: bool | None = None
+        """Overrides the vendor's row, for an endpoint that differs from its vendor."""
+        max_connections: int = 256
+
+    def __init__(self, endpoint: Endpoint, secret: str, config: Options, *, relay: Relay | None = None) -> None:
+        own = cast("OpenAICompatible.Config", config)
+        self._who = f"The endpoint {endpoint.name!r}"
+        self._vendor = _vendor(endpoint)
+        self._stream_usage = self._vendor.stream_usage if own.stream_usage is None else own.stream_usage
+        self._paths = _paths(self._vendor, endpoint.model, own.api_version)
+        self._headers = _headers(self._vendor, endpoint, secret, own.headers)
+        self._model = msgspec.Raw(msgspec.json.encode(endpoint.model))
+        url = endpoint.url or self._vendor.url
+        if not url:
+            raise ConfigError(
+                f"The model {endpoint.name!r} has no url.", hint='Give one, for example url: "http://host:8000/v1".'
+            )
+        self._client = None if relay is not None else _client(url, endpoint, own.max_connections)
+        self._relay: Relay = relay or cast("HttpClient", self._client)
+
+    async def send(self, call: ModelCall, sink: Sink) -> ModelReply:
+        """As `Provider.send`."""
+        path = self._paths[call.kind]
+        if not path:
+            raise RequestError(f"{self._who} offers no {call.kind}s.", code="unsupported_feature", param="model")
+        headers = [*self._headers, ("traceparent", call.traceparent)] if call.traceparent else self._headers
+        body = write_request(self._splice(call))
+        if call.stream:
+            return await self._stream(path, headers, body, sink)
+        return await self._whole(call.kind, path, headers, body)
+
+    async def close(self) -> None:
+        """Close idle connections."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def _whole(self, kind: Kind, path: str, headers: Headers, body: bytes) -> ModelReply:
+        try:
+            status, got, answer = await self._relay.send("POST", path, headers, body)
+        except HttpCallError as e:
+            raise transport_failure(e, who=self._who) from e
+        if status >= 400:
+            raise refusal(status, got, answer, now=time.time(), who=self._who)
+        try:
+            facts = read_answer(kind, answer)
+        except ValueError as e:
+            why = message_of(answer) or str(e)
+            raise garbled(
+                f"answered {status} with what is no answer: {why}", who=self._who, status=status, body=answer
+            ) from None
+        return ModelReply(status, answer, kept_headers(got), facts.id)
+
+    async def _stream(self, path: str, headers: Headers, body: bytes, sink: Sink) -> ModelReply:
+        tap = OpenAITap(self._who)
+        gate = Gate(tap, sink, who=self._who)
+        try:
+            status, got, answer = await self._relay.send("POST", path, headers, body, on_head=gate.head)
+        except HttpCallError as e:
+            raise gate.failure or transport_failure(e, who=self._who, started=gate.started) from e
+        gate.close(status, got, answer, now=time.time())
+        return ModelReply(status, b"", kept_headers(got), tap.id)
+
+    def _splice(self, call: ModelCall) -> dict[str, msgspec.Raw]:
+        body = dict(call.body)
+        body["model"] = self._model
+        if call.stream and self._stream_usage:
+            body["stream_options"] = _asking_for_usage(body.get("stream_options"))
+        else:
+            body.pop("stream_options", None)
+        name = self._vendor.max_tokens_field
+        if name and call.kind == "chat":
+            for other in _LIMITS:
+                if other != name and other in body:
+                    limit = body.pop(other)
+                    body.setdefault(name, limit)
+        return body
+
+
+def _vendor(endpoint: Endpoint) -> Vendor:
+    name = endpoint.vendor or "openai_compatible"
+    if name not in VENDORS:
+        known = NotFound.nearest("vendor", name, list(VENDORS))
+        raise ConfigError(known.message, where=f"models.{endpoint.name}", hint=known.hint)
+    return VENDORS[name]
+
+
+def _client(url: str, endpoint: Endpoint, max_connections: int) -> HttpClient:
+    times = endpoint.timeouts
+    try:
+        return HttpClient(
+            url,
+            connect_timeout=times.connect,
+            first_timeout=times.first,
+            idle_timeout=times.idle,
+            total_timeout=times.total,
+            max_connections=max_connections,
+        )
+    except ValueError as e:
+        raise ConfigError(
+            f"The url of the model {endpoint.name!r} cannot be used: {e}", where=f"models.{endpoint.name}.url"
+        ) from None
+
+
+def _paths(vendor: Vendor, model: str, api_version: str) -> dict[Kind, str]:
+    if api_version:
+        root = f"/openai/deployments/{quote(model, safe='')}"
+        query = f"?api-version={quote(api_version, safe='')}"
+        return {
+            "chat": f"{root}/chat/completions{query}",
+            "completion": f"{root}/completions{query}",
+            "embedding": f"{root}/embeddings{query}",
+        }
+    return {"chat": vendor.chat, "completion": vendor.completion, "embedding": vendor.embedding}
+
+
+def _headers(vendor: Vendor, endpoint: Endpoint, secret: str, own: dict[str, str]) -> Headers:
+    if not secret and vendor.key and not endpoint.url:
+        raise ConfigError(
+            f"The model {endpoint.name!r} has no key.",
+            where=f"models.{endpoint.name}.key",
+            hint=f"Give one: key: env:{vendor.key}",
+        )
+    if secret and not (secret.isascii() and secret.isprintable()):
+        raise ConfigError(
+            f"The key of the model {endpoint.name!r} holds characters that no header can carry.",
+            where=f"models.{endpoint.name}.key",
+        )
+    headers = [("content-type", "application/json"), ("user-agent", "noria"), *vendor.headers]
+    if secret:
+        headers.append(("authorization", f"Bearer {secret}") if vendor.auth == "bearer" else ("api-key", secret))
+    return headers + [(name.lower(), value) for name, value in own.items()]
+
+
+def _asking_for_usage(options: msgspec.Raw | None) -> msgspec.Raw:
+    if options is None or not bytes(options).startswith(b"{"):
+        return _USAGE_ASKED
+    return msgspec.Raw(msgspec.json.encode(FIELDS.decode(options) | {"include_usage": _TRUE}))

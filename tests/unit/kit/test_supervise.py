@@ -1,0 +1,207 @@
+"""Children are kept running, ended in order, replaced without a gap, and do not outlive their supervisor."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from noria.contracts.error import Unavailable
+from noria.kit.atomic import alive
+from noria.kit.supervise import Backoff, Child, RotatingLog, Supervisor, lock
+
+FAST = Backoff(first=0.02, longest=0.05)
+SLEEP = "import time; time.sleep(60)"
+
+
+def python(name, code, **more):
+    return Child(name, (sys.executable, "-I", "-S", "-c", code), **more)
+
+
+async def until(condition, seconds=10.0):
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def supervisor(tmp_path):
+    states = []
+    made = Supervisor(tmp_path / "logs", on_state=lambda *s: states.append(s), backoff=FAST)
+    made.states = states
+    yield made
+    await made.close()
+
+
+async def test_a_crashed_child_is_started_again_and_its_end_is_told(supervisor):
+    supervisor.start(python("worker", SLEEP))
+    assert await supervisor.running("worker", 10)
+    first = supervisor.pid("worker")
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: supervisor.state("worker")[0] == "running" and supervisor.pid("worker") not in (None, first))
+    assert ("worker", "backoff", "ended by SIGKILL") in supervisor.states
+    assert not alive(first)
+
+
+async def test_each_crash_is_followed_by_a_longer_wait_up_to_the_longest():
+    waits = [Backoff().wait(n) for n in range(1, 9)]
+    assert waits == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+    assert Backoff().wait(100_000) == 10.0
+
+
+async def test_a_child_that_cannot_be_started_is_reported_and_tried_again(supervisor):
+    supervisor.start(python("broken", "import sys; sys.exit(3)"))
+    await until(lambda: supervisor.states.count(("broken", "backoff", "exit code 3")) >= 2)
+
+
+async def test_stop_ends_a_child_by_sigterm_and_it_may_clean_up(supervisor, tmp_path):
+    mark = tmp_path / "clean"
+    code = (
+        "import signal, sys, time, pathlib\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(mark)!r}).touch(), sys.exit(0)))\n"
+        "print('up', flush=True); time.sleep(60)"
+    )
+    supervisor.start(python("polite", code))
+    await until(lambda: "up" in log_of(tmp_path, "polite"))
+    await supervisor.stop("polite")
+    assert mark.exists()
+    assert supervisor.states[-1] == ("polite", "stopped", "exit code 0")
+    assert supervisor.pid("polite") is None
+
+
+def log_of(tmp_path, name):
+    path = tmp_path / "logs" / f"{name}.log"
+    return path.read_text() if path.exists() else ""
+
+
+async def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(supervisor, tmp_path):
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    supervisor.start(python("deaf", code, grace=0.1))
+    await until(lambda: "deaf" in log_of(tmp_path, "deaf"))
+    await supervisor.stop("deaf")
+    assert supervisor.states[-1] == ("deaf", "stopped", "ended by SIGKILL")
+
+
+async def test_a_child_is_running_only_once_it_is_ready(supervisor):
+    gate = asyncio.Event()
+
+    async def ready():
+        return gate.is_set()
+
+    supervisor.start(python("slow", SLEEP, ready=ready))
+    assert not await supervisor.running("slow", 0.2)
+    gate.set()
+    assert await supervisor.running("slow", 10)
+
+
+async def test_a_replacement_takes_over_before_the_old_one_ends(supervisor):
+    supervisor.start(python("api", SLEEP))
+    assert await supervisor.running("api", 10)
+    old = supervisor.pid("api")
+    seen = []
+
+    async def ready():
+        seen.append(alive(old))
+        return True
+
+    assert await supervisor.replace(python("api", SLEEP, ready=ready), 10)
+    assert seen == [True]
+    assert supervisor.pid("api") not in (None, old)
+    assert not alive(old)
+
+
+async def test_a_replacement_that_never_gets_ready_leaves_the_old_one(supervisor):
+    supervisor.start(python("api", SLEEP))
+    assert await supervisor.running("api", 10)
+    old = supervisor.pid("api")
+
+    async def never():
+        return False
+
+    assert not await supervisor.replace(python("api", SLEEP, ready=never), 0.2)
+    assert supervisor.pid("api") == old
+    assert alive(old)
+
+
+async def test_passed_descriptors_reach_the_child(supervisor, tmp_path):
+    reader, writer = os.pipe()
+    try:
+        supervisor.start(python("writer", f"import os, time; os.write({writer}, b'hello'); time.sleep(60)", pass_fds=(writer,)))
+        assert await asyncio.to_thread(os.read, reader, 5) == b"hello"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+async def test_a_name_is_taken_once(supervisor):
+    supervisor.start(python("one", SLEEP))
+    with pytest.raises(ValueError, match="running already"):
+        supervisor.start(python("one", SLEEP))
+
+
+async def test_children_die_with_a_killed_supervisor(tmp_path):
+    code = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom noria.kit.supervise import Child, Supervisor\n"
+        "async def main():\n"
+        f"    s = Supervisor(Path({str(tmp_path)!r}))\n"
+        f"    s.start(Child('orphan', (sys.executable, '-I', '-S', '-c', {SLEEP!r})))\n"
+        "    await s.running('orphan', 10)\n"
+        "    print(s.pid('orphan'), flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        # "running" without a `ready` means forked: give the shim its 15 ms to ask the kernel before the parent dies
+        await until(lambda: Path(f"/proc/{child}/cmdline").read_bytes().count(b"prctl") == 0)
+        parent.kill()
+    await until(lambda: not alive(child))
+
+
+def test_a_log_rotates_at_its_limit_and_keeps_the_newest(tmp_path):
+    log = RotatingLog(tmp_path / "a.log", limit=10, keep=2)
+    for n in range(5):
+        log.write(b"line %d\n" % n)
+    log.close()
+    kept = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert kept == {"a.log": b"line 4\n", "a.log.1": b"line 3\n", "a.log.2": b"line 2\n"}
+    assert (tmp_path / "a.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_continues_what_an_earlier_process_wrote(tmp_path):
+    for text in (b"one\n", b"two\n"):
+        log = RotatingLog(tmp_path / "a.log")
+        log.write(text)
+        log.close()
+    assert (tmp_path / "a.log").read_bytes() == b"one\ntwo\n"
+
+
+def test_a_held_lock_names_its_holder(tmp_path):
+    with lock(tmp_path / "lock"), pytest.raises(Unavailable) as refused, lock(tmp_path / "lock"):
+        pass
+    assert f"process {os.getpid()}" in refused.value.message
+    assert str(tmp_path) in refused.value.message
+
+
+def test_a_lock_is_free_again_after_its_holder(tmp_path):
+    with lock(tmp_path / "lock"):
+        pass
+    with lock(tmp_path / "lock"):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_the_kernel_frees_the_lock_of_a_killed_holder(tmp_path):
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom noria.kit.supervise import lock\n"
+        f"with lock(Path({str(tmp_path / 'lock')!r})):\n    print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Unavailable, match=str(holder.pid)), lock(tmp_path / "lock"):
+            pass
+        holder.kill()
+    with lock(tmp_path / "lock"):
+        pass

@@ -1,0 +1,169 @@
+/** The management API as this console reads it. Times are ns; `time_ns` is text because it exceeds 2^53. */
+
+export type Outcome = "ok" | "blocked" | "refused" | "error" | "cancelled";
+export type Action = "allow" | "flag" | "mask" | "block";
+
+export interface RulingSummary {
+  check: string;
+  action: Action;
+  label_counts: Record<string, number>;
+}
+
+export interface Row {
+  id: string;
+  trace: string;
+  time_ns: string;
+  app: string;
+  release: string;
+  release_name: string;
+  kind: "chat" | "completion" | "embedding";
+  stream: boolean;
+  status: number;
+  outcome: Outcome;
+  endpoint: string;
+  provider: string;
+  served_model: string;
+  duration_ns: number;
+  ttft_ns: number | null;
+  overhead_ns: number;
+  tokens_in: number | null;
+  tokens_out: number | null;
+  cost_usd: number | null;
+  cost_status: "exact" | "estimated" | "unknown";
+  key: string;
+  conversation: string;
+  error_code: string;
+  error_message: string;
+  preview_in?: string;
+  preview_out?: string;
+  rulings: RulingSummary[];
+}
+
+export interface Finding {
+  label: string;
+  start: number;
+  end: number;
+  score: number;
+}
+
+export interface Ruling {
+  verdict: { check: string; passed: boolean; score: number; findings: Finding[]; reason: string };
+  action: Action;
+  place: string;
+  took_ns: number;
+}
+
+export interface StageTime {
+  name: string;
+  offset_ns: number;
+  took_ns: number;
+}
+
+export interface Attempt {
+  endpoint: string;
+  offset_ns: number;
+  took_ns: number;
+  status: number | null;
+  error: string;
+}
+
+export interface Usage {
+  input: number | null;
+  output: number | null;
+  cached: number;
+  reasoning: number;
+}
+
+export interface FullRow extends Omit<Row, "rulings"> {
+  stages: StageTime[];
+  attempts: Attempt[];
+  rulings: Ruling[];
+  usage: Usage | null;
+  config: string;
+  span: string;
+  parent_span: string;
+  worker: string;
+  cut_tokens: number;
+  finish_reason: string;
+  upstream_id: string;
+  subject: string;
+}
+
+export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
+
+export interface TraceDetail {
+  row: FullRow;
+  request: { [key: string]: Json } | null;
+  answer: { [key: string]: Json } | null;
+  answer_is_sse: boolean;
+  bodies: "stored" | "off" | "erased";
+}
+
+export interface Page {
+  rows: Row[];
+  next: string | null;
+  total: number;
+}
+
+export interface Status {
+  version: string;
+  ready?: boolean;
+  models: { name: string; provider: string; model: string; state: "ready" | "loading" | "failed" | "absent"; detail: string }[];
+  apps: { name: string; release: string; release_id: string; description: string; model: string }[];
+  recorder: { lag_records: number; lag_seconds: number; dropped: number; alarm: string | null };
+  keys_required: boolean;
+  notices: { level: string; text: string; code: string }[];
+}
+
+/** A refusal by the server, or by the network (`status` 0). */
+export class ApiError extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+    readonly code = "",
+    readonly hint = "",
+    readonly retryAfter = 0,
+  ) {
+    super(message);
+  }
+
+  /** The error that a response (or its JSON body) carries. */
+  static async from(response: Response): Promise<ApiError> {
+    const retry = Number(response.headers.get("retry-after")) || 0;
+    try {
+      const { error } = (await response.json()) as { error: { message: string; code?: string | null; hint?: string | null } };
+      return new ApiError(response.status, error.message, error.code ?? "", error.hint ?? "", retry);
+    } catch {
+      return new ApiError(response.status, `HTTP ${response.status}`, "", "", retry);
+    }
+  }
+}
+
+/** JSON from the server; raises `ApiError`. An aborted request raises the browser's `AbortError`. */
+async function request<T>(path: string, init: RequestInit = {}): Promise<T> {
+  let response: Response;
+  try {
+    response = await fetch(path, { credentials: "same-origin", ...init, headers: { accept: "application/json", ...init.headers } });
+  } catch (e) {
+    if (e instanceof DOMException) throw e;
+    throw new ApiError(0, "");
+  }
+  if (!response.ok) throw await ApiError.from(response);
+  return (response.status === 204 ? undefined : await response.json()) as T;
+}
+
+export const api = {
+  status: (signal?: AbortSignal) => request<Status>("/api/status", { signal }),
+
+  traces(filter: string, before: string | null, signal?: AbortSignal): Promise<Page> {
+    const query = new URLSearchParams({ limit: "50" });
+    if (filter) query.set("filter", filter);
+    if (before) query.set("before", before);
+    return request<Page>(`/api/traces?${query}`, { signal });
+  },
+
+  trace: (id: string, signal?: AbortSignal) => request<TraceDetail>(`/api/traces/${encodeURIComponent(id)}`, { signal }),
+
+  login: (token: string) =>
+    request<unknown>("/api/login", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ token }) }),
+};
