@@ -92,6 +92,7 @@ class Denylist(Check):
                 raise ConfigError(
                     f"A denylist term has {len(term)} characters; at most {_LONGEST} are possible.", where="denylist.terms"
                 )
+        self._firsts = frozenset(t[0] for t in terms)
         self._phrases = any(" " in t for t in terms)
         self._longest = max(map(len, terms), default=0)
         self._one_word = not any(" " in t or _UNSPACED.search(t) for t in terms)
@@ -133,18 +134,21 @@ class Denylist(Check):
         """How many characters of `text` no continuation can draw into a finding, or out of one."""
         if not self._longest:
             return len(text)
-        cut = max(0, len(text) - 2 * _LONGEST)
-        folded, at = fold(text[cut:])
-        first = max(0, len(folded) - self._longest)
-        if self._one_word:  # only the last word can go on
-            first = max(first, folded.rfind(" ") + 1)
-        for i in range(first, len(folded)):
-            begins = i == 0 or not (_is_word(folded[i]) and _is_word(folded[i - 1]))
-            if begins and self._automaton.match(folded[i:]):
-                return cut + (at[i] if at else i)
+        if text.isascii() and not self._phrases and text[-1:].isspace():
+            return len(text)
+        cut = max(0, len(text) - 4 * self._longest - 8)
+        ending = text[cut:]
+        if not self._firsts.isdisjoint(unicodedata.normalize("NFKC", ending).casefold()):
+            folded, at = fold(ending)
+            first = max(0, len(folded) - self._longest)
+            if self._one_word:  # only the last word can go on
+                first = max(first, folded.rfind(" ") + 1)
+            for i in range(first, len(folded)):
+                if folded[i] in self._firsts and self._automaton.match(folded[i:]) and _begins(folded, i):
+                    return cut + (at[i] if at else i)
         if not text or not _is_word(text[-1]):
             return len(text)
-        return cut + max(_last_word(text[cut:]), len(text) - cut - 2 * self._longest)
+        return cut + max(_last_word(ending), len(ending) - 2 * self._longest)
 
 
 def _last_word(text: str) -> int:
@@ -168,9 +172,11 @@ def _lines(file: str) -> list[str]:
 
 def _whole(folded: str, start: int, end: int) -> bool:
     """Whether no edge of the span cuts a word of a spaced script."""
-    if start and _is_word(folded[start]) and _is_word(folded[start - 1]):
-        return False
-    return not (end < len(folded) and _is_word(folded[end - 1]) and _is_word(folded[end]))
+    return _begins(folded, start) and not (end < len(folded) and _is_word(folded[end - 1]) and _is_word(folded[end]))
+
+
+def _begins(folded: str, i: int) -> bool:
+    return i == 0 or not (_is_word(folded[i]) and _is_word(folded[i - 1]))
 
 
 def _longest_first(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

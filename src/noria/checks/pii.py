@@ -32,7 +32,8 @@ _FOLD = {0xFF01 + i: 0x21 + i for i in range(94)} | {
     ord("\u3000"): " ", ord("\u00a0"): " ", ord("\u2007"): " ", ord("\u202f"): " ", ord("\u2009"): " ",
     ord("\u2010"): "-", ord("\u2011"): "-", ord("\u2012"): "-", ord("\u2013"): "-", ord("\u2212"): "-",
 }  # fmt: skip
-_FOLDED = re.compile("[\uff01-\uff5e\u3000\u00a0\u2007\u202f\u2009\u2010-\u2013\u2212]")
+_FOLDED = re.compile("[\uff10-\uff19\uff20-\uff3a\uff41-\uff5a\u3000\u00a0\u2007\u202f\u2009\u2010-\u2013\u2212]")
+"""What makes folding worth while; the full-width comma alone, in all Chinese, does not."""
 _DIGITS = re.compile("[0-9][0-9 +().\\-/]{5,}[0-9Xx]")
 _DOTTED = re.compile(r"[0-9]\.[0-9]|::|:[0-9a-fA-F]+:")
 _IBAN_HINT = re.compile("[A-Z]{2}[0-9]{2} ?[A-Z0-9]{4}")
@@ -42,6 +43,8 @@ _ALNUM_COLON = _ALNUM | frozenset(b":")
 _JOINER = frozenset(b".-/_")
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 _UPPER_DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+_PLAIN_END = re.compile("[a-z,;:!?\"'\u00c0-\uff00] \\Z|.?[\n\t\u3001-\uff00]\\Z", re.DOTALL)
+"""Ends that nothing can go on behind: a small letter and a space, a line end, Chinese."""
 _IBAN_TAIL = re.compile("(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}[A-Z0-9 ]{0,38}\\Z")
 
 _EMAIL = re2.compile(rb"[A-Za-z0-9][A-Za-z0-9._%+\-]{0,63}@(?:[A-Za-z0-9\-]+\.)+[A-Za-z]{2,24}")
@@ -300,6 +303,8 @@ class Pii(Check):
 
     def settled(self, text: str) -> int:
         """How many characters of `text` no continuation can draw into a finding, or out of one."""
+        if _PLAIN_END.match(text[-2:]):
+            return len(text)
         cut = max(0, len(text) - self.reach)
         tail = _fold(text[cut:])
         return cut + min(_open_number(tail), _open_iban(tail), _open_run(tail))

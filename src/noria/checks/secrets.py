@@ -153,7 +153,7 @@ class Secrets(Check):
         if block >= 0 and end - block < _PEM_LIMIT and _pem_is_open(text, block):
             return block
         tail = text[-80:]
-        if m := _ASSIGNING.search(tail):
+        if text[-1:].isascii() and (m := _ASSIGNING.search(tail)):
             end -= len(tail) - m.start()
         run = len(text[-_RUN_LIMIT:].rstrip(_PRINTABLE)) + max(0, len(text) - _RUN_LIMIT)
         if run == len(text):

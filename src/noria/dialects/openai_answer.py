@@ -162,6 +162,8 @@ def edit_texts(message: Fields, edit: Callable[[Channel, str], str]) -> set[Chan
     if any(key in message for key in _REASONING) and _edit_text(message, _REASONING, lambda text: edit("reasoning", text)):
         changed.add("reasoning")
         hide_reasoning_echoes(message)
+    if _edit_thinking_parts(message, lambda text: edit("reasoning", text)):
+        changed.add("reasoning")
     if "tool_calls" in message:
         changed |= _edit_tool_calls(message, edit)
     if "function_call" in message and _edit_inside(message, "function_call", "arguments", lambda text: edit("tool.0", text)):
@@ -209,6 +211,22 @@ def _edit_parts(message: Fields, key: str, edit: Callable[[str], str]) -> bool:
     for i, part in enumerate(holders):
         part["text"] = after if i == 0 else ""
     message[key] = parts
+    return True
+
+
+def _edit_thinking_parts(message: Fields, edit: Callable[[str], str]) -> bool:
+    """Reasoning inside the content: parts of type `thinking` that hold parts of text (Mistral)."""
+    content = message.get("content")
+    if isinstance(content, list):  # edited a moment ago
+        parts: list[Fields] = content
+    elif isinstance(content, msgspec.Raw) and bytes(content).startswith(b"[") and b'"thinking"' in bytes(content):
+        parts = [dict(part) for part in _FIELDS_LIST.decode(content)]
+    else:
+        return False
+    thoughts = [part for part in parts if bytes(part.get("thinking", b"")).startswith(b"[")]
+    if sum(_edit_parts(part, "thinking", edit) for part in thoughts) == 0:
+        return False
+    message["content"] = parts
     return True
 
 

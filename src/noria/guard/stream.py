@@ -235,7 +235,10 @@ class _Segments:
         if not ahead.isascii() and (unicodedata.category(ahead)[0] == "M" or "\u1160" <= ahead <= "\u11ff"):
             return False
         segment = self._held[start : k + 1]
-        return all(j.settled(segment) >= k - start for j in self._judges)
+        for j in self._judges:  # noqa: SIM110 - a generator costs more than what it runs, a word at a time
+            if j.settled(segment) < k - start:
+                return False
+        return True
 
     def _settled_run(self, start: int, k: int) -> int:
         """How much of the run that began at `start` may leave at `k`; 0 = none yet."""
@@ -257,8 +260,9 @@ class _Segments:
         for end in cuts if wary else (cuts[-1],):
             found: list[Finding] = []
             for j in wary:
-                before = past[max(0, shift + start - j.lookback) : shift + start]
-                found += j.act(j.find(before, self._held[start:end]), self._offset + start)
+                at = max(0, shift + start - j.lookback)
+                if j.suspects(past[at : shift + end]):
+                    found += j.act(j.find(past[at : shift + start], self._held[start:end]), self._offset + start)
             out.append(self._edit(start, end, found))
             start = end
         self._drop(cuts[-1])

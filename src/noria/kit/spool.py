@@ -191,7 +191,9 @@ class SpoolWriter:
         self._fd, self._offset, self._rolled = fd, 0, True
 
     def _retire(self) -> None:
+        """Leave the segment: readers may pass it from now on, the flush thread syncs and closes it."""
         if self._fd >= 0:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
             self._retired.append(self._fd)
             self._fd = -1
 

@@ -31,7 +31,7 @@ KeySource = Callable[[str, str], Awaitable[bytes | None]]
 Told = Callable[[list[ExchangeRow]], None]
 """Is given rows as they are stored, bodies in the clear: what live views are fed from."""
 
-BATCH_BYTES = 8 * 1024 * 1024
+BATCH_BYTES = 2 * 1024 * 1024
 """Payload bytes that one batch takes from the spool (one larger record is a batch of its own)."""
 LINGER = 4
 """After a batch that emptied the spool, pause for so many polls: an append has a fixed cost."""
@@ -114,9 +114,7 @@ class Recorder:
     `undecodable` counts payloads that are no row (they are passed over); `stored`, `failures` speak for themselves.
     """
 
-    def __init__(
-        self, reader: SpoolReader, spool: str, store: TraceStore, key: KeySource, *, told: Told | None = None
-    ) -> None:
+    def __init__(self, reader: SpoolReader, spool: str, store: TraceStore, key: KeySource, *, told: Told | None = None) -> None:
         self._told = told
         self.undecodable = 0
         self.stored = 0

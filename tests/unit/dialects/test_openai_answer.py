@@ -149,6 +149,23 @@ def test_content_in_parts_is_one_text():
     assert got["choices"][0]["message"]["content"] == [parts[0] | {"text": "X"}, parts[1], parts[2] | {"text": ""}]
 
 
+@pytest.mark.parametrize("said", ["Ada", "other"])
+def test_reasoning_inside_the_content_is_reasoning(said):
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "Ada?"}]}, {"type": "text", "text": said}]
+    seen = []
+
+    def edit(choice, channel, text):
+        seen.append((channel, text))
+        return text.replace("Ada", "X")
+
+    got = json.loads(oa.edit_answer(raw({"choices": [{"message": {"content": parts}}]}), edit))
+    assert sorted(seen) == [("content", said), ("reasoning", "Ada?")]
+    assert got["choices"][0]["message"]["content"] == [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "X?"}]},
+        {"type": "text", "text": said.replace("Ada", "X")},
+    ]
+
+
 def test_editing_what_is_no_answer_is_an_error():
     with pytest.raises(ValueError, match="not an answer"):
         oa.edit_answer(b"<html>", lambda c, ch, t: t)

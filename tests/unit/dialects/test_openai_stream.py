@@ -205,6 +205,16 @@ def test_held_back_text_leaves_before_the_finish_reason_in_a_chunk_like_the_othe
     assert done == DONE
 
 
+def test_nothing_leaves_after_done():
+    frames = run(frame(choice({"content": "Ad"})) + DONE, lambda i, channel: Replacer())
+    assert frames[-1] == DONE
+
+
+def test_the_end_of_a_choice_stays_even_where_its_text_goes():
+    [last] = run(frame(choice({"content": "Ada"}, finish="stop")), lambda i, channel: Replacer(by=""))
+    assert json.loads(data_of(last))["choices"] == [choice({"content": ""}, finish="stop")]
+
+
 def test_held_back_text_leaves_at_done_and_at_the_end_of_a_cut_stream():
     assert texts(run(frame(choice({"content": "Ad"})) + DONE, lambda i, c: Replacer())) == {(0, "content"): "Ad"}
     assert texts(run(frame(choice({"content": "Ad"})), lambda i, c: Replacer())) == {(0, "content"): "Ad"}

@@ -1,10 +1,10 @@
 import asyncio
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import duckdb
 import msgspec
@@ -24,7 +24,7 @@ EVERYTHING = TraceQuery(limit=10_000)
 
 def row(i: int) -> ExchangeRow:
     at = T0 + i * DAY // 1000
-    empty = {f: "" for f in ExchangeRow.__struct_fields__}
+    empty = dict.fromkeys(ExchangeRow.__struct_fields__, "")
     numbers = {"started_ns": at, "status": 200, "duration_ns": 1, "overhead_ns": 1, "ttft_ns": None, "cost_nanousd": None}
     rest = {"stages": (), "attempts": (), "rulings": (), "request": b"", "answer": b"", "usage": Usage(), "cut_tokens": 0}
     words = {"tenant": "local", "id": f"{i:08}", "kind": "chat", "outcome": "ok", "cost_status": "unknown"}
@@ -80,7 +80,7 @@ async def test_sql_reaches_no_file_outside_of_the_sealed_folder(open_store, tmp_
 async def test_a_failed_append_leaves_rows_bodies_and_position_as_they_were(open_store, monkeypatch):
     store = open_store()
     await store.append("local", *batch(0, 2), SpoolPosition("w0", 1, 1))
-    monkeypatch.setattr("noria.engines.duckdb.append.INSERT_BODIES", "INSERT INTO nowhere SELECT $1")
+    monkeypatch.setattr("noria.engines.duckdb.batch.INSERT_BODIES", "INSERT INTO nowhere SELECT $1")
     with pytest.raises(StoreError, match="nowhere"):
         await store.append("local", *batch(2, 2), SpoolPosition("w0", 1, 2))
     assert await numbers(store) == [0, 1]
@@ -99,7 +99,7 @@ async def main():
     os.kill(os.getpid(), 9)
 asyncio.run(main())
 """
-    script = code.format(tests=os.path.dirname(__file__), place=tmp_path)
+    script = code.format(tests=str(Path(__file__).parent), place=tmp_path)
     subprocess.run([sys.executable, "-c", script], check=False)
     wal = tmp_path / "traces" / "hot.duckdb.wal"
     data = bytearray(wal.read_bytes())
@@ -214,7 +214,7 @@ asyncio.run(main())
 
 
 async def test_a_disk_that_is_full_refuses_batches_whole_and_goes_on_when_there_is_space(tmp_path, open_store):
-    script = FULL.format(tests=os.path.dirname(__file__), place=tmp_path)
+    script = FULL.format(tests=str(Path(__file__).parent), place=tmp_path)
     p = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert p.stdout.startswith("ok"), p.stderr
     done = int(p.stdout.split()[1])
@@ -240,7 +240,7 @@ asyncio.run(main())
 
 
 async def crash_rounds(tmp_path, open_store, rounds: int) -> None:
-    script = CRASHING.format(tests=os.path.dirname(__file__), place=tmp_path)
+    script = CRASHING.format(tests=str(Path(__file__).parent), place=tmp_path)
     for _ in range(rounds):
         p = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
         p.stdout.readline()

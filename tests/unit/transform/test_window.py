@@ -76,6 +76,16 @@ async def test_a_call_and_its_result_go_together_and_the_last_round_stays(chat):
     assert bytes(fitted.messages[2].rest["tool_call_id"]) == b'"2"'
 
 
+async def test_the_last_tool_round_is_never_dropped_even_where_it_does_not_fit(chat):
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "x " * 60}}],
+    }
+    with pytest.raises(RequestError):
+        await window(80)(chat(("user", "go"), call, {"role": "tool", "tool_call_id": "1", "content": "y"}, max_tokens=10))
+
+
 async def test_tools_and_images_take_room(chat):
     image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}
     with pytest.raises(RequestError):

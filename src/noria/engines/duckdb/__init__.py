@@ -10,11 +10,11 @@ Columns that can be asked for are typed (`COLUMNS`); every other field of `Excha
 object, so that a field added to the row needs no migration. A body is kept once for each tenant and day that names
 it: retention of one day then never takes the body of another.
 
-Batches go in as one JSON parameter (`from_json`, unnested): 18 us CPU a row of 31 columns, measured 2026-11-22 on a
-2-core Xeon with batches of 1,000 rows, commit included. Without pandas, DuckDB 1.5.5 tries `import pandas` twice for
-each Python value it converts (about 100 us each): lists as parameters cost 3,300 us a row, `executemany` 4,600, a
-registered dict of numpy arrays 8,700; the same batch as a CSV file 36. Bodies travel as base64 in the same way (10 us
-for 2 KB). An append has a fixed cost of about 6 ms, so callers batch.
+Batches go in as one JSON parameter (`from_json`, unnested): 18 to 27 us CPU a row of 31 columns, measured 2026-11-22
+with `time.process_time` over batches of 1,000 rows on 2 shared Xeon cores. Without pandas, DuckDB 1.5.5 tries
+`import pandas` twice for each Python value it converts (100 us each time): lists as parameters cost 3,300 us a row,
+`executemany` 4,600, a registered dict of numpy arrays 8,700; the batch as a CSV file 36. Bodies travel as base64 in
+the same way (10 to 15 us for 2 KB). An append has a fixed cost of about 20 ms CPU, so callers batch.
 
 There is no primary key: its index would cost 4 us a row and memory for every row ever held. An id is looked up among
 the rows of the same id range instead, which UUIDv7 keeps to the newest row group.
@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 from urllib.parse import quote, unquote
 
 import duckdb
@@ -39,7 +39,7 @@ import duckdb
 from noria.contracts.error import RequestError, StoreError
 from noria.contracts.port import Body, Engine, TraceStore
 from noria.contracts.trace import ExchangeRow, SpoolPosition, TraceQuery
-from noria.engines.duckdb.append import Files, append, body_hash
+from noria.engines.duckdb.batch import Files, append, body_hash
 from noria.engines.duckdb.file import Connection, closing_on_error, connect, cursor_of, one, path_of, quoted, transaction
 from noria.engines.duckdb.table import COLUMNS_SQL, SCHEMA, Values, condition_of, day_of, relation, row_of
 from noria.kit.atomic import STAGING, staged

@@ -1,0 +1,228 @@
+import asyncio
+import os
+
+import msgspec
+import pytest
+
+from noria.contracts.error import StoreError
+from noria.contracts.exchange import Usage
+from noria.contracts.port import Body
+from noria.contracts.trace import ExchangeRow, SpoolPosition
+from noria.kit.spool import SpoolReader, SpoolWriter
+from noria.observe.trace import Recorder, Vault, cursor, decode, encode, read_body
+
+
+def row(id: str, **changes) -> ExchangeRow:
+    empty = dict.fromkeys(ExchangeRow.__struct_fields__, "")
+    numbers = {"started_ns": 7, "status": 200, "duration_ns": 1, "overhead_ns": 1, "ttft_ns": None, "cost_nanousd": None}
+    rest = {"stages": (), "attempts": (), "rulings": (), "request": b"", "answer": b"", "usage": Usage(), "cut_tokens": 0}
+    words = {"tenant": "local", "id": id, "kind": "chat", "outcome": "ok", "cost_status": "unknown"}
+    base = ExchangeRow(**{**empty, **numbers, **rest, **words, "stream": False, "answer_is_sse": False})
+    return msgspec.structs.replace(base, **changes)
+
+
+class Store:
+    """A TraceStore in memory that can be told to refuse."""
+
+    max_batch = 10
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], tuple[ExchangeRow, str, str]] = {}
+        self.bodies: dict[tuple[str, str], Body] = {}
+        self.position: dict[str, SpoolPosition] = {}
+        self.refuse: Exception | None = None
+        self.appends = 0
+
+    async def append(self, tenant, rows, bodies, position):
+        self.appends += 1
+        if self.refuse:
+            raise self.refuse
+        new = [r for r in rows if (tenant, r[0].id) not in self.rows]
+        self.rows |= {(tenant, r[0].id): r for r in new}
+        self.bodies |= {(tenant, b.id): b for b in bodies}
+        if position:
+            self.position[position.spool] = position
+        return len(new)
+
+    async def positions(self):
+        return list(self.position.values())
+
+    async def body(self, tenant, id):
+        return self.bodies.get((tenant, id))
+
+
+class Keys:
+    def __init__(self) -> None:
+        self.keys: dict[tuple[str, str], bytes | None] = {}
+
+    async def __call__(self, tenant: str, subject: str) -> bytes | None:
+        return self.keys.setdefault((tenant, subject), os.urandom(32))
+
+
+@pytest.fixture
+def writer(tmp_path):
+    w = SpoolWriter(tmp_path, "w0", segment_bytes=2000)
+    yield w
+    w.close()
+
+
+@pytest.fixture
+def store():
+    return Store()
+
+
+@pytest.fixture
+def keys():
+    return Keys()
+
+
+@pytest.fixture
+def recorder(tmp_path, store, keys):
+    return Recorder(SpoolReader(tmp_path), "w0", store, keys)
+
+
+async def drain(recorder) -> None:
+    while await recorder.step():
+        pass
+
+
+def test_a_row_survives_the_spool():
+    assert decode(encode(row("e1", request=b"\x00\xff"))) == row("e1", request=b"\x00\xff")
+
+
+def test_rows_of_an_older_and_a_newer_version_are_read():
+    fields = msgspec.msgpack.decode(encode(row("e1")))
+    assert decode(msgspec.msgpack.encode(fields[:-1])) == row("e1")
+    assert decode(msgspec.msgpack.encode([*fields, "new"])) == row("e1")
+
+
+def test_the_cursor_names_time_and_id():
+    assert cursor(row("e1")) == "7.e1"
+
+
+async def test_rows_reach_the_store_with_bodies_that_can_be_read_back(writer, recorder, store, keys):
+    writer.append(encode(row("e1", request=b"question" * 100, answer=b"short")))
+    await drain(recorder)
+    _, request, answer = store.rows["local", "e1"]
+    assert await read_body(store, keys, "local", request) == b"question" * 100
+    assert await read_body(store, keys, "local", answer) == b"short"
+    assert await read_body(store, keys, "local", "none") is None
+    assert await read_body(store, keys, "local", "") is None
+    assert b"question" not in store.bodies["local", request].data
+
+
+async def test_equal_bodies_share_an_id_within_a_subject_and_nowhere_else(writer, recorder, store):
+    same = {"request": b"x" * 300}
+    for name, subject, tenant in (("1", "s", "a"), ("2", "s", "a"), ("3", "t", "a"), ("4", "", "a"), ("5", "s", "b")):
+        writer.append(encode(row(name, subject=subject, tenant=tenant, **same)))
+    await drain(recorder)
+    ids = {name: body for (_, name), (_, body, _) in store.rows.items()}
+    assert ids["1"] == ids["2"]
+    assert len(set(ids.values())) == 4
+    assert len(store.bodies) == 4
+
+
+async def test_destroying_a_subjects_key_makes_its_bodies_unreadable(writer, recorder, store, keys):
+    writer.append(encode(row("1", subject="s", request=b"x")))
+    await drain(recorder)
+    keys.keys["local", "s"] = None
+    assert await read_body(store, keys, "local", store.rows["local", "1"][1]) is None
+    writer.append(encode(row("2", subject="s", request=b"x")))
+    await drain(recorder)
+    assert store.rows["local", "2"][1] == ""
+
+
+@pytest.mark.parametrize(("tenant", "id"), [("other", "id"), ("local", "other")])
+def test_a_body_opens_only_under_its_own_tenant_and_id(tenant, id):
+    vault = Vault(b"k" * 32)
+    data = vault.seal("local", "id", b"x" * 1000)
+    assert vault.open("local", "id", data) == b"x" * 1000
+    with pytest.raises(StoreError, match="cannot be decrypted"):
+        vault.open(tenant, id, data)
+    with pytest.raises(StoreError, match="cannot be decrypted"):
+        Vault(b"j" * 32).open("local", "id", data)
+    with pytest.raises(StoreError):
+        vault.open("local", "id", b"")
+
+
+async def test_a_new_recorder_goes_on_where_the_store_stands(tmp_path, writer, recorder, store, keys):
+    for i in range(25):
+        writer.append(encode(row(f"e{i}")))
+    await recorder.step()
+    again = Recorder(SpoolReader(tmp_path), "w0", store, keys)
+    await drain(again)
+    assert len(store.rows) == 25
+    assert again.stored == 15
+    assert again.lag == (0, 0, 0.0)
+
+
+async def test_only_the_last_tenants_append_carries_the_position(writer, recorder, store):
+    for i, tenant in enumerate("aab"):
+        writer.append(encode(row(str(i), tenant=tenant)))
+    real = store.append
+
+    async def fail_for_b(tenant, *rest):
+        if tenant == "b":
+            raise StoreError("no")
+        return await real(tenant, *rest)
+
+    store.append = fail_for_b
+    with pytest.raises(StoreError):
+        await recorder.step()
+    assert len(store.rows) == 2
+    assert store.position == {}
+    store.append = real
+    await drain(recorder)
+    assert len(store.rows) == 3
+    assert store.position["w0"].offset > 0
+
+
+async def test_a_payload_that_is_no_row_is_counted_and_passed_over(writer, recorder, store):
+    writer.append(b"\xc1 garbage")
+    await drain(recorder)
+    assert store.position["w0"].offset > 0
+    writer.append(msgspec.msgpack.encode(["too", "short"]))
+    writer.append(encode(row("e1")))
+    await drain(recorder)
+    assert recorder.undecodable == 2
+    assert list(store.rows) == [("local", "e1")]
+
+
+async def test_consumed_segments_are_deleted(tmp_path, writer, recorder):
+    for i in range(40):
+        writer.append(encode(row(f"e{i}", request=b"x" * 200)))
+    before = len(list((tmp_path / "w0").iterdir()))
+    await drain(recorder)
+    assert before > 3
+    assert len(list((tmp_path / "w0").iterdir())) == 1
+
+
+@pytest.mark.parametrize("error", [StoreError("disk full"), RuntimeError("a bug in an engine")])
+async def test_a_store_that_fails_raises_an_alarm_and_is_caught_up_with(writer, recorder, store, error, monkeypatch):
+    monkeypatch.setattr("noria.observe.trace.FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr("noria.observe.trace.LAST_RETRY_S", 0.02)
+    store.refuse = error
+    for i in range(12):
+        writer.append(encode(row(f"e{i}")))
+    running = asyncio.create_task(recorder.run(poll=0.005))
+    async with asyncio.timeout(10):
+        while recorder.failures < 3:
+            await asyncio.sleep(0.005)
+        assert str(error) in recorder.alarm
+        assert "w0" in recorder.alarm
+        assert recorder.lag.records >= 10
+        assert recorder.lag.bytes > 0
+        assert recorder.lag.seconds > 0
+        store.refuse = None
+        while len(store.rows) < 12:
+            await asyncio.sleep(0.005)
+        while recorder.lag.records:
+            await asyncio.sleep(0.005)
+    assert recorder.alarm is None
+    running.cancel()
+
+
+async def test_an_idle_spool_costs_the_store_nothing(writer, recorder, store):
+    for _ in range(3):
+        assert await recorder.step() == 0
+    assert store.appends == 0
