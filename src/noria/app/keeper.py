@@ -9,12 +9,13 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from noria import __version__
 from noria.app.definition import KEY, Definition, apply, build_snapshot, stored_keys
+from noria.app.link import Heartbeat
 from noria.app.recording import Recording
 from noria.contracts.error import Conflict, NotFound, StoreError, Unauthorized
 from noria.contracts.event import Event
@@ -30,6 +31,8 @@ log = logging.getLogger("noria.keeper")
 
 SECRET, CONVERSATION, EVENT = "secret", "conversation", "event"
 LOGIN_NS = 600 * 1_000_000_000
+FORGET_WORKER = 60.0
+"""Seconds of silence after which a worker is no longer listed."""
 MAX_KEPT = 400
 """Messages of one conversation kept at most, whatever a release replays."""
 
@@ -38,6 +41,20 @@ class Said(msgspec.Struct, frozen=True):
     """What a conversation holds, oldest first."""
 
     messages: tuple[Message, ...] = ()
+
+
+Bodies = Literal["stored", "erased", "none", "off"]
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """One exchange as it is kept. `bodies`: erased = their key was destroyed, none = refused before anything
+    might be kept, off = the app records no bodies.
+    """
+
+    row: ExchangeRow
+    request: bytes | None
+    answer: bytes | None
+    bodies: Bodies
 
 
 class Stores(msgspec.Struct):
@@ -63,6 +80,8 @@ class Keeper:
         self._codes: dict[str, int] = {}
         self._snapshot: Snapshot | None = None
         self._fresh = asyncio.Condition()
+        self._leaving = False
+        self._workers: dict[str, tuple[Heartbeat, float]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.keep_days = 30
 
@@ -83,12 +102,22 @@ class Keeper:
         ]
         return changes
 
+    async def leave(self) -> None:
+        """Let go of who waits for a snapshot or reads live: nobody else ends a wait that the server would have to sit out."""
+        self.recording.end_live()
+        async with self._fresh:
+            self._leaving = True
+            self._fresh.notify_all()
+
     async def stop(self) -> None:
         """Take in what the spool still holds, then close the stores."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.recording.catch_up()
+        try:
+            await self.recording.catch_up()
+        except StoreError as e:
+            log.error("the last traces stay in the spool until the next start: %s", e)
         await self.traces.close()
         await self.counters.close()
         await self.records.close()
@@ -97,8 +126,12 @@ class Keeper:
         """Rebuild the snapshot when the registry's revision rises; only a changed hash wakes the workers."""
         seen = -1
         while True:
-            seen = await self.records.changed(self.tenant, seen, within=30.0)
-            await self.refresh()
+            try:
+                seen = await self.records.changed(self.tenant, seen, within=30.0)
+                await self.refresh()
+            except StoreError as e:
+                log.warning("the registry cannot be followed, workers keep what they have: %s", e)
+                await asyncio.sleep(5.0)
             await asyncio.sleep(0.1)
 
     async def _age(self) -> None:
@@ -125,10 +158,13 @@ class Keeper:
         async with self._fresh:
             try:
                 async with asyncio.timeout(wait):
-                    await self._fresh.wait_for(lambda: self._snapshot is not None and self._snapshot.hash != after)
+                    await self._fresh.wait_for(lambda: self._leaving or self._changed(after))
             except TimeoutError:
                 return None
-        return self._snapshot
+        return self._snapshot if self._changed(after) else None
+
+    def _changed(self, after: str) -> bool:
+        return self._snapshot is not None and self._snapshot.hash != after
 
     # -- secrets ------------------------------------------------------------------------------------
 
@@ -212,16 +248,16 @@ class Keeper:
 
     # -- traces -------------------------------------------------------------------------------------
 
-    async def exchange(self, id: str) -> tuple[ExchangeRow, bytes | None, bytes | None]:
-        """One row with its request and answer; a body is None where it was not kept or has been erased."""
+    async def exchange(self, id: str) -> Recorded:
+        """One exchange with its bodies, by exchange or trace id. Raises `NotFound`."""
         found = await self.traces.get(self.tenant, id)
         if found is None:
             raise NotFound(f"No exchange or trace {id!r} is recorded.", code="trace_not_found")
-        row, request, answer = found
-        return row, await self._body(request), await self._body(answer)
-
-    async def _body(self, id: str) -> bytes | None:
-        return await read_body(self.traces, self.body_key, self.tenant, id)
+        row, *names = found
+        request, answer = [await read_body(self.traces, self.body_key, self.tenant, name) for name in names]
+        kept = request is not None or answer is not None
+        bodies: Bodies = "stored" if kept else "erased" if any(names) else "none" if row.outcome != "ok" else "off"
+        return Recorded(row, request, answer, bodies)
 
     async def rows(self, query: TraceQuery) -> tuple[list[ExchangeRow], int]:
         """One page of rows, and how many match in all."""
@@ -254,15 +290,40 @@ class Keeper:
     def status(self) -> dict[str, Any]:
         """How the service stands, for the console, `/api/status` and `noria doctor`."""
         snapshot = self._snapshot
+        models = self.models()
         return {
             "version": __version__,
+            "ready": any(m["state"] == "ready" for m in models),
             "config": snapshot.hash if snapshot else None,
             "apps": [_app(snapshot, name) for name in snapshot.apps] if snapshot else [],
-            "models": self.models(),
+            "models": models,
             "recorder": self.recording.state(),
+            "workers": self.workers(),
             "keys_required": bool(snapshot and (snapshot.keys or snapshot.keys_required)),
-            "notices": [],
+            "notices": self._notices(),
         }
+
+    def heard(self, heartbeat: Heartbeat) -> None:
+        """A worker lives, and says how its spool stands."""
+        self._workers[heartbeat.worker] = (heartbeat, time.monotonic())
+
+    def workers(self) -> list[dict[str, Any]]:
+        """The workers heard of within the last minute, and how long ago that was."""
+        now = time.monotonic()
+        self._workers = {n: (h, at) for n, (h, at) in self._workers.items() if now - at < FORGET_WORKER}
+        return [
+            {
+                "name": h.worker,
+                "pid": h.pid,
+                "seen_seconds_ago": round(now - at, 1),
+                "spool": {"dropped": h.spool_dropped, "pending": h.spool_pending, "alarm": h.spool_alarm},
+            }
+            for h, at in self._workers.values()
+        ]
+
+    def _notices(self) -> list[dict[str, str]]:
+        alarms = [("spool", w["spool"]["alarm"]) for w in self.workers()] + [("recorder", self.recording.state()["alarm"])]
+        return [{"level": "error", "code": code, "text": text} for code, text in alarms if text]
 
     def models(self) -> list[dict[str, Any]]:
         """Every endpoint in use and how it stands; local ones by their status file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class Recording:
         self._key = key
         self._recorders: dict[str, Recorder] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._readers: set[asyncio.Queue[ExchangeRow]] = set()
+        self._readers: set[asyncio.Queue[ExchangeRow | None]] = set()
+        self._ended = False
 
     async def run(self) -> None:
         """Record until cancelled."""
@@ -58,23 +59,32 @@ class Recording:
             found = self._recorders[spool] = Recorder(self._reader, spool, self._store, self._key, told=self._tell)
         return found
 
-    def _tell(self, rows: list[ExchangeRow]) -> None:
+    def _tell(self, rows: Iterable[ExchangeRow | None]) -> None:
         for queue in self._readers:
             for row in rows:
                 if queue.full():
                     queue.get_nowait()
                 queue.put_nowait(row)
 
+    def end_live(self) -> None:
+        """End every live reader, and each that comes later, at once."""
+        self._ended = True
+        self._tell([None])
+
     async def follow(self) -> AsyncIterator[ExchangeRow | None]:
-        """Rows as they are stored; None after a quiet while."""
-        queue: asyncio.Queue[ExchangeRow] = asyncio.Queue(WAITING)
+        """Rows as they are stored; None after a quiet while. Ends when the keeper stops."""
+        queue: asyncio.Queue[ExchangeRow | None] = asyncio.Queue(WAITING)
         self._readers.add(queue)
         try:
-            while True:
+            while not self._ended:
                 try:
-                    yield await asyncio.wait_for(queue.get(), QUIET)
+                    row = await asyncio.wait_for(queue.get(), QUIET)
                 except TimeoutError:
                     yield None
+                    continue
+                if row is None:
+                    return
+                yield row
         finally:
             self._readers.discard(queue)
 

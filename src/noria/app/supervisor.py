@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from noria.app.model_process import command
 from noria.contracts.error import ConfigError, boundary
 from noria.contracts.release import Endpoint
 from noria.govern.access import admin_token
+from noria.kit.atomic import write_whole
 from noria.kit.http_client import HttpCallError, HttpClient
 from noria.kit.supervise import Child, State, Supervisor
 from noria.release.catalogue import manifest_of
 
+ANSWER_WITHIN = 3.0
+"""Seconds in which a keeper that is well answers a question about itself."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -50,12 +54,15 @@ class House:
     async def start(self) -> None:
         """Bind, then start everything; returns when the keeper answers and the workers serve."""
         plan = self.plan
-        admin_token(plan.home)
-        self._prepare()
-        self._sockets = [listen(plan.host, plan.port) for _ in range(plan.workers)]
-        port = self._sockets[0].getsockname()[1]
+        with boundary(ConfigError, f"preparing {plan.home}"):
+            admin_token(plan.home)
+            self._prepare()
+        self._sockets = [listen(plan.host, plan.port)]
+        port = self.port  # where 0 was asked for, the first socket chooses for all
+        self._sockets += [listen(plan.host, port) for _ in range(plan.workers - 1)]
         address = {"host": plan.host, "port": port, "workers": plan.workers, "pid": os.getpid()}
-        (plan.home / "run" / "address.json").write_bytes(msgspec.json.encode(address))
+        with boundary(ConfigError, f"preparing {plan.home}"):
+            write_whole(plan.home / "run" / "address.json", msgspec.json.encode(address), mode=0o600, durable=False)
         self._children.start(self._keeper())
         for endpoint in plan.models:
             self._children.start(self._model(endpoint))
@@ -66,10 +73,11 @@ class House:
             await self._serving(f"worker-{slot}", 30.0)
 
     async def wait(self) -> None:
-        """Until SIGTERM or SIGINT."""
+        """Until SIGTERM, SIGINT, or the terminal is closed (unless started under nohup)."""
         loop = asyncio.get_running_loop()
-        for sig in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(sig, self._stopping.set)
+        for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(sig) is not signal.SIG_IGN:
+                loop.add_signal_handler(sig, self._stopping.set)
         await self._stopping.wait()
 
     async def stop(self) -> None:
@@ -89,7 +97,7 @@ class House:
 
     async def status(self) -> dict[str, Any]:
         """What the keeper says of the service."""
-        _, _, body = await ask(self.plan.home, "GET", "/api/status")
+        _, _, body = await ask(self.plan.home, "GET", "/api/status", within=ANSWER_WITHIN)
         told: dict[str, Any] = msgspec.json.decode(body)
         return told
 
@@ -127,7 +135,7 @@ class House:
 
     async def _keeper_ready(self) -> bool:
         try:
-            status, _, _ = await ask(self.plan.home, "GET", "/api/status")
+            status, _, _ = await ask(self.plan.home, "GET", "/api/status", within=ANSWER_WITHIN)
         except HttpCallError:
             return False
         return status == 200
@@ -142,8 +150,15 @@ class House:
             sys.executable, "-m", "noria", "process", "worker", "--slot", str(slot), "--fd", str(fd),
             "--workers", str(self.plan.workers), "--host", self.plan.host,
         )  # fmt: skip
-        env = {**self._env(), "PROMETHEUS_MULTIPROC_DIR": str(self.plan.home / "metrics")}
-        return Child(f"worker-{slot}", argv, env, pass_fds=(fd,), grace=30.0)
+        name = f"worker-{slot}"
+        return Child(name, argv, self._env(), ready=partial(self._worker_ready, name), pass_fds=(fd,), grace=30.0)
+
+    async def _worker_ready(self, name: str) -> bool:
+        """Its heartbeat has reached the keeper: it serves, and both ways are open."""
+        try:
+            return self._children.pid(name) in [w["pid"] for w in (await self.status()).get("workers", ())]
+        except HttpCallError:
+            return False
 
     def _env(self) -> dict[str, str]:
         return {**os.environ, "NORIA_HOME": str(self.plan.home), "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -175,13 +190,15 @@ def port_is_taken(host: str, port: int) -> bool:
     return False
 
 
-async def ask(home: Path, method: str, path: str, body: bytes = b"") -> tuple[int, list[tuple[str, str]], bytes]:
-    """One call to the keeper of `home` over its socket. Raises `HttpCallError` where it does not answer."""
+async def ask(
+    home: Path, method: str, path: str, body: bytes = b"", *, within: float = 60.0
+) -> tuple[int, list[tuple[str, str]], bytes]:
+    """One call to the keeper of `home` over its socket. Raises `HttpCallError` where it does not answer in time (s)."""
     client = HttpClient(
         "http://keeper",
         uds=str(home / "run" / SOCKET),
         connect_timeout=1.0,
-        first_timeout=60.0,
+        first_timeout=within,
         idle_timeout=60.0,
         total_timeout=600.0,
     )

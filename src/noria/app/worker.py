@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from pathlib import Path
 
 import msgspec
 
 from noria.app.house import Bench, WiredHouse
-from noria.app.link import Link
+from noria.app.link import Heartbeat, Link
 from noria.contracts.error import ConfigError, NoriaError, StoreError
 from noria.contracts.release import Snapshot
 from noria.contracts.trace import ExchangeRow
@@ -23,6 +24,9 @@ from noria.observe.metrics import Metrics
 from noria.observe.trace import encode
 
 log = logging.getLogger("noria.worker")
+
+FIRST_RETRY, LAST_RETRY = 0.1, 2.0
+"""Seconds between attempts to reach a keeper that is away."""
 
 
 class SystemClock:
@@ -49,6 +53,8 @@ class Worker:
         self.clock = SystemClock()
         self.limits = Limits(self.link, self.clock, workers=workers)
         self._subject_key = b""
+        self._unsaved: Snapshot | None = None
+        self._keeper_away = ""
         self._configured = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._bench = Bench(
@@ -98,6 +104,8 @@ class Worker:
         self.spool.append(encode(row))
 
     async def _follow(self) -> None:
+        """Take each new snapshot from the keeper; while it is away, ask again at growing intervals and say so once."""
+        pause, said = FIRST_RETRY, ""
         while True:
             try:
                 after = self.house.snapshot.hash if self.house and self._subject_key else ""
@@ -106,10 +114,45 @@ class Worker:
                     self._subject_key = found.subject_key
                     if self.house is None or found.snapshot.hash != self.house.snapshot.hash:
                         await self._change(found.snapshot)
-                        write_whole(self._path, msgspec.msgpack.encode(found.snapshot), mode=0o600)
-            except (StoreError, ConfigError, OSError) as e:
-                log.warning("configuration: %s", e)
-                await asyncio.sleep(0.2)
+                        self._unsaved = found.snapshot
+                self._save()
+                pause, said = FIRST_RETRY, ""
+            except (StoreError, ConfigError, msgspec.MsgspecError, OSError) as e:
+                # the heartbeat tells of a keeper that is away; here it is only worth a word where something else is wrong
+                if str(e) != said and getattr(e, "code", "") != "keeper_away":
+                    said = str(e)
+                    log.warning("no new configuration, the one in force stays: %s", e)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LAST_RETRY)
+
+    def _save(self) -> None:
+        """Keep the snapshot for a start without the keeper; tried again with the next one's arrival, or in 20 s."""
+        if self._unsaved is not None:
+            write_whole(self._path, msgspec.msgpack.encode(self._unsaved), mode=0o600)
+            self._unsaved = None
+
+    async def beat(self) -> None:
+        """Tell the keeper each second that this worker lives; log when the keeper goes and when it comes back."""
+        pause, said_at = FIRST_RETRY, 0.0
+        while True:
+            counts = self.spool.counts
+            beat = Heartbeat(self.name, os.getpid(), counts.dropped, counts.pending, self.spool.alarm)
+            try:
+                await self.link.beat(beat)
+            except StoreError as e:
+                if not self._keeper_away:
+                    said_at = time.monotonic()
+                    log.warning("the keeper is away, answers go on and traces wait in the spool: %s", e.text)
+                self._keeper_away = e.text
+                self.metrics.keeper(up=False)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LAST_RETRY)
+                continue
+            if self._keeper_away:
+                log.info("the keeper is back after %.1f s", time.monotonic() - said_at)
+            self._keeper_away, pause = "", FIRST_RETRY
+            self.metrics.keeper(up=True)
+            await asyncio.sleep(1.0)
 
     async def _change(self, snapshot: Snapshot) -> None:
         old = self.house

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+import msgspec
 
 from noria.cli.service import call, emit, reachable
 from noria.contracts.error import NoriaError
+from noria.kit.atomic import alive
 from noria.settings import config_path, home
 
 Level = Literal["ok", "warn", "fail"]
@@ -134,8 +136,9 @@ def _models() -> Iterator[Finding]:
 
 def _service() -> Iterator[Finding]:
     here = home()
-    if not (here / "run" / "address.json").exists() or not reachable(here):
-        yield "warn", "Noria is not running here.", "noria up"
+    if not reachable(here):
+        yield _silent(here)
+        yield from _logs(here)
         return
     status: dict[str, Any] = call("GET", "/api/status")
     yield "ok", f"running, configuration {str(status['config'])[:11]}, {len(status['apps'])} apps", ""
@@ -146,12 +149,37 @@ def _service() -> Iterator[Finding]:
                 f"model {model['name']} is {model['state']}: {model['detail']}",
                 f"See {here / 'logs' / ('model-' + model['name'] + '.log')}.",
             )
+    for worker in status["workers"]:
+        spool = worker["spool"]
+        if spool["alarm"]:
+            yield "fail", f"worker {worker['name']}: {spool['alarm']}", "Answers go on; free some space."
+        elif spool["dropped"]:
+            yield (
+                "warn",
+                f"worker {worker['name']} has dropped {spool['dropped']} records since its start.",
+                "The disk was full.",
+            )
     recorder = status["recorder"]
     if recorder["alarm"]:
         yield "fail", f"recording: {recorder['alarm']}", "Answers go on; free space or mend the store."
     elif recorder["lag_seconds"] > 5:
         yield "warn", f"traces are {recorder['lag_seconds']:.0f} s behind ({recorder['lag_records']} records).", ""
     yield from _logs(here)
+
+
+def _silent(here: Path) -> Finding:
+    """No keeper answers: nothing runs here, or it is stopped or stuck."""
+    try:
+        pid = int(msgspec.json.decode((here / "run" / "address.json").read_bytes())["pid"])
+    except (OSError, ValueError, KeyError, TypeError, msgspec.DecodeError):
+        pid = 0
+    if not alive(pid):
+        return "warn", "Noria is not running here.", "noria up"
+    return (
+        "fail",
+        f"Noria runs here (process {pid}), but its keeper does not answer: answers go on, the console and traces wait.",
+        f"See {here / 'logs' / 'keeper.log'}; noria up starts a keeper that has ended again by itself.",
+    )
 
 
 def _logs(here: Path) -> Iterator[Finding]:

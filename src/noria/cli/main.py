@@ -54,9 +54,8 @@ def cli() -> None:
 def main() -> None:
     """Entry point. Exit 0, 1 (a failed verdict or operation), 2 (usage or configuration)."""
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as e:
-        sys.exit(e.exit_code)
+        code = cli.main(standalone_mode=False)  # click returns the code of an `Exit` instead of raising it
+        sys.exit(code if isinstance(code, int) else 0)
     except click.Abort:
         sys.exit(130)
     except click.ClickException as e:

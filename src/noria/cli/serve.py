@@ -19,6 +19,10 @@ DRAIN = 25.0
 
 async def serve_worker(home: Path, slot: int, listener: socket.socket, *, workers: int, host: str, until: Until) -> None:
     """Serve until told to stop, then drain: readiness off, requests in flight finish, leases go back, spool flushed."""
+    from noria.kit.shared_metrics import share
+
+    if not share(home / "metrics", str(slot)):
+        log.warning("no room for shared metrics in %s: /metrics tells of one worker a time", home / "metrics")
     from noria.api.gateway import Gateway
     from noria.app.worker import Worker
     from noria.kit.http_server import HttpServer
@@ -29,11 +33,13 @@ async def serve_worker(home: Path, slot: int, listener: socket.socket, *, worker
     gateway = Gateway(part, () if host in ("127.0.0.1", "localhost", "::1") else (host,))
     server = HttpServer(gateway.handle, limits=gateway.limits(), error=gateway.refused)
     await server.start(listener)
+    beating = asyncio.create_task(part.beat())
     await until()
     part.draining = True
     cut = await server.drain(DRAIN)
     if cut:
         log.warning("%d requests were cut short after %.0f s", cut, DRAIN)
+    beating.cancel()
     await part.stop()
 
 
@@ -43,6 +49,7 @@ async def serve_keeper(home: Path, config: Path | None, *, until: Until) -> None
 
     from noria.api.manage import build
     from noria.app.stores import open_keeper
+    from noria.web.console import mount
 
     class Quiet(uvicorn.Server):
         """Without signal handlers: the process has its own."""
@@ -54,8 +61,10 @@ async def serve_keeper(home: Path, config: Path | None, *, until: Until) -> None
     keeper = await open_keeper(home, config)
     path = home / "run" / SOCKET
     path.unlink(missing_ok=True)
+    app = build(keeper)
+    mount(app, keeper)
     settings = uvicorn.Config(
-        build(keeper), log_config=None, access_log=False, lifespan="off", http="httptools", timeout_graceful_shutdown=3
+        app, log_config=None, access_log=False, lifespan="off", http="httptools", timeout_graceful_shutdown=3
     )
     server = Quiet(settings)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
@@ -64,6 +73,7 @@ async def serve_keeper(home: Path, config: Path | None, *, until: Until) -> None
         s.listen(256)
         serving = asyncio.ensure_future(server.serve(sockets=[s]))
         await until()
+        await keeper.leave()
         server.should_exit = True
         await serving
     path.unlink(missing_ok=True)

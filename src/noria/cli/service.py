@@ -50,11 +50,11 @@ def _refuse(status: int, decoded: Any) -> NoReturn:
 
 def reachable(root: Path) -> bool:
     """Whether a keeper answers on its socket."""
-    from noria.app.supervisor import ask
+    from noria.app.supervisor import ANSWER_WITHIN, ask
     from noria.kit.http_client import HttpCallError
 
     try:
-        return asyncio.run(ask(root, "GET", "/api/status"))[0] == 200
+        return asyncio.run(ask(root, "GET", "/api/status", within=ANSWER_WITHIN))[0] == 200
     except HttpCallError:
         return False
 
@@ -66,12 +66,13 @@ def keeper() -> Iterator[None]:
     if reachable(root):
         yield
         return
+    from noria.kit.orphan import tied
     from noria.kit.supervise import lock
 
     with lock(root / "lock"):
         (root / "run").mkdir(parents=True, exist_ok=True, mode=0o700)
         child = subprocess.Popen(
-            [sys.executable, "-m", "noria", "process", "keeper"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            tied([sys.executable, "-m", "noria", "process", "keeper"]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env={**os.environ, "NORIA_HOME": str(root)},
         )  # fmt: skip
         try:

@@ -101,7 +101,10 @@ def _table(rows: list[dict[str, Any]], total: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("time", "app", "model", "status", "tokens", "first ms", "ms", "prompt", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("time", "app", "model", "status", "tokens", "first ms", "ms"):
+        table.add_column(name, no_wrap=True, min_width=4, justify="right" if name.endswith("ms") else "left")
+    table.add_column("prompt", no_wrap=True, overflow="ellipsis", max_width=60)
     for row in rows:
         status = str(row["status"]) if row["outcome"] == "ok" else f"{row['status']} {row['outcome']}"
         tokens = f"{row['tokens_in'] or '?'}→{row['tokens_out'] or '?'}" if row["outcome"] == "ok" else ""

@@ -6,6 +6,7 @@ import asyncio
 import locale
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -54,7 +55,8 @@ async def _run(plan: Plan, began: float) -> None:
             await _greet(house, began)
             await waiting
     finally:
-        click.echo("Stopping: requests in flight finish first.", err=True)
+        with suppress(OSError):  # the terminal may be gone
+            click.echo("Stopping: requests in flight finish first.", err=True)
         await house.stop()
 
 

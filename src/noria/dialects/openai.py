@@ -133,6 +133,15 @@ def write_messages(messages: tuple[Message, ...], original: msgspec.Raw | None =
     return msgspec.Raw(msgspec.json.encode([_write_message(m, verbatim.get(_likeness(m), [])) for m in messages]))
 
 
+def asking_for_usage(body: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+    """A stream's request with `stream_options.include_usage` set: who must bill needs the count, asked for or not."""
+    options = body.get("stream_options")
+    asked: Any = {"include_usage": True}
+    if options is not None and bytes(options).startswith(b"{"):
+        asked = _OBJECT.decode(options) | asked
+    return {**body, "stream_options": msgspec.Raw(msgspec.json.encode(asked))}
+
+
 def read_texts(raw: msgspec.Raw, param: str) -> tuple[str, ...] | None:
     """The texts of `prompt` or `input`: one string or a list of strings; None where it is token ids."""
     value = _decode(raw, param)

@@ -157,16 +157,20 @@ class Limits:
         return True
 
     async def _renew(self, slice_: Slice, take: Awaitable[int]) -> int:
-        """One renewal at a time a slice; whoever waits for it looks again afterwards."""
-        slice_.renewal = asyncio.get_running_loop().create_future()
-        granted = 0
-        try:
-            granted = await take
-            slice_.left += granted
-        finally:
-            done, slice_.renewal = slice_.renewal, None
-            done.set_result(granted)
-        return granted
+        """One renewal at a time a slice; whoever waits for it looks again afterwards. It goes on where its caller
+        leaves, so that nothing that was granted is lost.
+        """
+
+        async def renew() -> int:
+            try:
+                granted = await take
+                slice_.left += granted
+                return granted
+            finally:
+                slice_.renewal = None
+
+        slice_.renewal = asyncio.ensure_future(renew())
+        return await asyncio.shield(slice_.renewal)
 
     async def give_back(self, tenant: str = "local") -> None:
         """Return what is left of budgets to the shared counters (on drain, and when idle)."""

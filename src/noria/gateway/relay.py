@@ -132,11 +132,13 @@ class Relay:
         self._error: NoriaError | None = None
         self._task: asyncio.Task[Any] | None = None
         self._overhead_ns = 0
+        self._keep = False
         self._begin()
 
-    def open(self, x: Exchange, outward: tuple[Outward, ...], restore: Outward | None) -> None:
-        """Before the model is asked: which stages the answer passes through."""
+    def open(self, x: Exchange, outward: tuple[Outward, ...], restore: Outward | None, *, keep: bool) -> None:
+        """Before the model is asked: which stages the answer passes through, and whether it is recorded (`keep`)."""
         self._x = x
+        self._keep = keep
         self._outward = (*outward, restore) if restore is not None and x.vault else outward
         self._begin()
 
@@ -151,14 +153,17 @@ class Relay:
 
     async def carry(self, sending: Coroutine[Any, Any, ModelReply]) -> ModelReply:
         """Wait for the model; ends at once with the error that an outward stage raised meanwhile."""
-        self._task = asyncio.current_task()
+        task = self._task = asyncio.current_task()
         try:
-            return await sending
+            reply = await sending
+            if self._error is not None:  # a model that never waited after it: the cancellation is still to come
+                await asyncio.sleep(0)
+            return reply
         except asyncio.CancelledError:
             if self._error is None:
                 raise
-            if self._task is not None:
-                self._task.uncancel()
+            if task is not None:
+                task.uncancel()
             raise self._error from None
         finally:
             self._task = None
@@ -224,7 +229,7 @@ class Relay:
         if self._out.backlog > MAX_BACKLOG:
             raise UpstreamError("The caller does not read its answer.", code="slow_caller", started=True)
 
-    def _transducer(self, choice: int, channel: str) -> Transducer | None:
+    def _transducer(self, choice: int, channel: str) -> Transducer:
         links: list[Transducer] = []
         tap = Tap()
         tapped = False
@@ -238,22 +243,28 @@ class Relay:
         if not tapped:
             links.append(tap)
         self._taps[choice, channel] = tap
-        return Chained(links) if len(links) > 1 else None
+        return Chained(links)
 
     def close(self, reply: ModelReply) -> None:
-        """The model has answered whole: finish the outward stages, know the facts. Raises `Blocked`."""
-        if self._x.stream:
-            self._take([rest] if (rest := self._splitter.rest()) else [])
-            if not self.committed:
-                self._commit()
-            if self._editor is not None:
-                for frame in self._editor.end():
-                    self._out.data(frame)
-        else:
-            self._whole = self._edited(reply.body)
+        """The model has answered whole: finish the outward stages, know the facts. Raises `Blocked`, `UpstreamError`."""
+        try:
+            if self._x.stream:
+                self._finish()
+            else:
+                self._whole = self._edited(reply.body)
+        except ValueError as e:
+            raise UpstreamError(str(e), code="bad_upstream_response", started=self.committed) from e
         account = self._account
         account.status = 200
         account.upstream_id = reply.upstream_id or account.upstream_id
+
+    def _finish(self) -> None:
+        self._take([rest] if (rest := self._splitter.rest()) else [])
+        if not self.committed:
+            self._commit()
+        if self._editor is not None:
+            for frame in self._editor.end():
+                self._out.data(frame)
 
     def _edited(self, body: bytes) -> bytes:
         facts = read_answer(self._x.kind, body)
@@ -266,7 +277,7 @@ class Relay:
 
         def edit(choice: int, channel: str, text: str) -> str:
             link = self._transducer(choice, channel)
-            return text if link is None else link.feed(text) + link.flush()
+            return link.feed(text) + link.flush()
 
         return edit_answer(body, edit)
 
@@ -288,18 +299,18 @@ class Relay:
         account.answer, account.answer_is_sse = self._recorded()
 
     def _recorded(self) -> tuple[bytes, bool]:
-        if self._x.release is None or self._x.kind == "embedding":
+        if not self._keep or self._x.kind == "embedding":
             return b"", False
         raw = b"".join(self._raw)
         if not self._taps or not raw:
             return raw, self._x.stream
-        whole = msgspec.json.encode(assemble(raw)) if self._x.stream else raw
+        whole = msgspec.json.encode(_joined(raw)) if self._x.stream else raw
         return edit_answer(whole, self._told), False
 
-    def _told(self, choice: int, channel: str, text: str) -> str:
-        """The text that the guards left, in place of the model's own."""
+    def _told(self, choice: int, channel: str, _: str) -> str:
+        """The text that the guards left, in place of the model's own; none where they did not come to judge it."""
         tap = self._taps.get((choice, channel))
-        return text if tap is None else "".join(tap.kept)
+        return "".join(tap.kept) if tap else ""
 
     def text(self) -> str:
         """The answer's text (first choice) as it is recorded: masked values stay masked."""
@@ -307,7 +318,7 @@ class Relay:
             tap = self._taps.get((0, "content"))
             return "".join(tap.kept) if tap else ""
         raw = b"".join(self._raw)
-        answer = assemble(raw) if self._x.stream else msgspec.json.decode(raw)
+        answer = _joined(raw) if self._x.stream else msgspec.json.decode(raw)
         choice = (answer.get("choices") or [{}])[0]
         return str((choice.get("message") or {}).get("content") or choice.get("text") or "")
 
@@ -336,7 +347,7 @@ class Relay:
             self._out.data(error_frame(error))
             return
         status, headers, body = error_answer(error)
-        self._head(status, headers, stream=False)
+        self._head(status, [("content-type", "application/json"), *headers], stream=False)
         self._out.data(body)
 
     def _head(self, status: int, headers: list[tuple[str, str]], *, stream: bool) -> None:
@@ -345,3 +356,11 @@ class Relay:
         if x.release is not None:
             own.append(("x-noria-release", x.release.id))
         self._out.head(status, own + headers, stream=stream)
+
+
+def _joined(raw: bytes) -> dict[str, Any]:
+    """The whole answer that a stream amounts to; an empty one where its frames are too odd to be joined."""
+    try:
+        return assemble(raw)
+    except (AttributeError, TypeError, ValueError):
+        return {}

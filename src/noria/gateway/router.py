@@ -76,6 +76,11 @@ class Router:
                 if gate.committed or e.callers_fault:
                     raise
                 gate.restart()
+            except Unavailable as e:  # a local model that went away between the look and the call
+                failure = e
+                if gate.committed:
+                    raise
+                gate.restart()
         raise failure or Unavailable("This app has no model to ask.", code="no_endpoint")
 
     async def _attempt(
@@ -91,6 +96,9 @@ class Router:
             return reply
         except UpstreamError as e:
             status, error = e.upstream_status, e.code or "upstream_error"
+            raise
+        except NoriaError as e:
+            error = e.code or type(e).__name__
             raise
         finally:
             took = perf_counter_ns() - start

@@ -11,18 +11,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Raw, json
 from msgspec.structs import replace
 
 from noria.contracts.error import Blocked, NoriaError
 from noria.contracts.exchange import Exchange
 from noria.contracts.stage import Inward, InwardAsync, Outlet, Outward
-from noria.contracts.trace import ExchangeRow
+from noria.contracts.trace import Attempt, ExchangeRow
 from noria.contracts.verdict import Ruling
 from noria.dialects.openai import write_messages, write_request
 from noria.gateway.limits import Limits
 from noria.gateway.relay import Relay
 from noria.gateway.router import Router
 from noria.observe.account import Account
+
+NAMES_OF_USERS = frozenset({"user", "safety_identifier"})
+"""Request fields that name a person."""
 
 Masked = Callable[[Exchange, Iterable[Ruling]], Exchange]
 """A refused exchange with everything that was found in it erased: fit to be recorded."""
@@ -98,8 +102,11 @@ async def answer(x: Exchange, house: House, out: Outlet) -> None:
         x = await wait(parts.memory, x)
         x = await wait(parts.window, x)  # after memory: what is remembered must fit too
         x = guarded(parts, x, account)
-        relay.open(x, parts.outward, parts.restore)
-        reply = await relay.carry(parts.router.send(x, relay, account, account.watch.began))
+        sent = written(x)  # x keeps the caller's own body: memory must know what is new in it
+        if parts.record_bodies:
+            account.request = recordable(sent)
+        relay.open(x, parts.outward, parts.restore, keep=parts.record_bodies)
+        reply = await relay.carry(parts.router.send(sent, relay, account, account.watch.began))
         relay.close(reply)
         if parts.memory is not None:
             await parts.memory.remember(x, relay.text())
@@ -111,23 +118,25 @@ async def answer(x: Exchange, house: House, out: Outlet) -> None:
     finally:
         relay.settle()
         if money is not None:
-            money.settle(account.cost()[0])
+            money.settle(0 if unbilled(account.attempts) else account.cost()[0])
         row = house.close(x, account)
     relay.end(row)
 
 
 def guarded(parts: Parts, x: Exchange, account: Account) -> Exchange:
-    """The inward guard, and what of the request may be kept: never the text that it masks or refuses."""
+    """The inward guard, and what may be kept of a request that it refuses: never the text that it refuses it for."""
     try:
-        x = account.watch.run(parts.guard, x)
+        return account.watch.run(parts.guard, x)
     except Blocked:
         if parts.record_bodies and parts.masked is not None:
-            account.request = write_request(written(parts.masked(x, account.rulings)).body)
+            account.request = recordable(written(parts.masked(x, account.rulings)))
         raise
-    x = written(x)
-    if parts.record_bodies:
-        account.request = write_request(x.body)
-    return x
+
+
+def recordable(x: Exchange) -> bytes:
+    """The request as it may be stored: who the caller's user is stands there as a keyed hash (DESIGN §3a.4)."""
+    named = NAMES_OF_USERS.intersection(x.body)
+    return write_request({**x.body, **dict.fromkeys(named, Raw(json.encode(x.subject)))} if named else x.body)
 
 
 def written(x: Exchange) -> Exchange:
@@ -135,6 +144,11 @@ def written(x: Exchange) -> Exchange:
     if not x.edited or x.messages is None:
         return x
     return replace(x, body={**x.body, "messages": write_messages(x.messages, x.body["messages"])}, edited=False)
+
+
+def unbilled(attempts: list[Attempt]) -> bool:
+    """Whether no endpoint did any work: each refused the call, or could not be reached."""
+    return all((a.status or 0) >= 400 or a.error == "upstream_refused" or not a.took_ns for a in attempts)
 
 
 def refuse(x: Exchange, house: House, out: Outlet, error: NoriaError) -> None:

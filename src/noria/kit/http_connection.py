@@ -317,6 +317,9 @@ class ClientConnection(asyncio.Protocol):
         parser = self._parser
         assert parser is not None
         status = self._status = parser.get_status_code()
+        version = parser.get_http_version()
+        if version != "1.1" and version != "1.0":  # llhttp would let 0.9 and 2.0 pass
+            raise BadResponse(f"the server answered in HTTP/{version}")
         if status < 200:
             return
         self._headed = True

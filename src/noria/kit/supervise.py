@@ -2,7 +2,9 @@
 
 One asyncio task a child. A child is `starting` until its `ready` says yes, `running` from then on,
 `backoff` between a crash and the next start (0.2 s doubling to 10 s, forgotten after 30 s of health),
-`stopped` when it was asked to end. Children are tied to this process (`kit.orphan`): they do not outlive it.
+`stopped` when it was asked to end. Children are tied to this process (`kit.orphan`): they do not outlive it, and
+where it is killed they are killed at once, so that whoever starts it again finds ports, locks and sockets free.
+Each is a process group of its own: Ctrl-C in a terminal reaches this process alone, which then ends them in order.
 """
 
 from __future__ import annotations
@@ -56,33 +58,45 @@ class Backoff(msgspec.Struct, frozen=True):
 
 
 class RotatingLog:
-    """Appends lines of bytes to `path`; at `limit` bytes the file becomes `path.1`, `.1` becomes `.2`, … up to `keep`."""
+    """Appends lines of bytes to `path`; at `limit` bytes the file becomes `path.1`, `.1` becomes `.2`, … up to `keep`.
+
+    What the disk refuses is dropped and counted in `lost`: a child must never wait for its log.
+    """
 
     def __init__(self, path: Path, *, limit: int = 4 << 20, keep: int = 3) -> None:
         self.path, self.limit, self.keep = path, limit, keep
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = self._open()
+        self.lost = 0
+        self._file: IO[bytes] | None = None
 
     def write(self, data: bytes) -> None:
-        """Append; rotates before a write that would pass the limit."""
-        if self._file.tell() and self._file.tell() + len(data) > self.limit:
-            self._rotate()
-        self._file.write(data)
+        """Append; rotates before a write that would pass the limit. Never raises for the disk's sake."""
+        try:
+            file = self._file or self._open()
+            if file.tell() and file.tell() + len(data) > self.limit:
+                file = self._rotate()
+            self.lost += len(data) - (file.write(data) or 0)
+        except OSError:
+            self.lost += len(data)
 
     def close(self) -> None:
-        """Close the file. Idempotent."""
-        self._file.close()
+        """Close the file. Idempotent; a later write opens it again."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def _open(self) -> IO[bytes]:
-        return os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab", buffering=0)
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._file = os.fdopen(descriptor, "ab", buffering=0)
+        return self._file
 
-    def _rotate(self) -> None:
-        self._file.close()
+    def _rotate(self) -> IO[bytes]:
+        self.close()
         for n in range(self.keep, 0, -1):
             older = self.path if n == 1 else self._numbered(n - 1)
             with contextlib.suppress(FileNotFoundError):
                 older.replace(self._numbered(n))
-        self._file = self._open()
+        return self._open()
 
     def _numbered(self, n: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{n}")
@@ -201,9 +215,10 @@ class Supervisor:
         child = run.child
         try:
             process = await asyncio.create_subprocess_exec(
-                *tied(child.argv),
+                *tied(child.argv, signal_at_death=signal.SIGKILL),
                 env=None if child.env is None else dict(child.env),
                 pass_fds=child.pass_fds,
+                process_group=0,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
@@ -244,7 +259,8 @@ def lock(path: Path) -> Iterator[None]:
         except BlockingIOError as e:
             raise _held(path, os.pread(descriptor, 32, 0)) from e
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: held all the same, only without its holder's name
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
         os.ftruncate(descriptor, 0)
     finally:

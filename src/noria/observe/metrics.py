@@ -1,8 +1,8 @@
 """Prometheus metrics of the data plane: bounded labels, one registry for all workers of a node.
 
 The workers share memory-mapped files (`prometheus_client`'s multiprocess mode), so any worker answers for
-all of them. Import this module only after `PROMETHEUS_MULTIPROC_DIR` is set; without it, the numbers are
-those of this process.
+all of them. Import this module only after `kit.shared_metrics.share`; without it, the numbers are those of
+this process.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ class Metrics:
         self._dropped = Gauge(
             "noria_spool_dropped", "Records lost because the spool could not be written.", registry=own, multiprocess_mode="sum"
         )
+        self._keeper = Gauge(
+            "noria_keeper_up", "1 while the keeper answers this node's workers.", registry=own, multiprocess_mode="min"
+        )
         self._alarm = Gauge("noria_spool_alarm", "1 while the spool cannot be written.", registry=own, multiprocess_mode="max")
 
     def count(self, row: ExchangeRow) -> None:
@@ -80,6 +83,10 @@ class Metrics:
         """How the spool stands."""
         self._dropped.set(dropped)
         self._alarm.set(1 if alarm else 0)
+
+    def keeper(self, *, up: bool) -> None:
+        """Whether the keeper answers."""
+        self._keeper.set(1 if up else 0)
 
     def text(self) -> bytes:
         """The exposition, of all workers where they share files."""

@@ -22,7 +22,7 @@ from noria.contracts.error import NoriaError, RequestError, Unavailable, Upstrea
 from noria.contracts.exchange import ModelCall, ModelReply
 from noria.contracts.release import Endpoint
 from noria.contracts.stage import Options, Provider, Sink
-from noria.dialects.openai import write_request
+from noria.dialects.openai import asking_for_usage, write_request
 from noria.dialects.openai_choices import Single, StreamMerger, merge, split
 from noria.dialects.openai_error import error_body
 from noria.dialects.upstream import Gate, Headers, OpenAITap, garbled, kept_headers, message_of, refusal, transport_failure
@@ -170,8 +170,9 @@ class _Calls:
         """A streamed answer, relayed into `sink`."""
         tap = OpenAITap(self._who)
         gate = Gate(tap, sink, who=self._who)
+        request = write_request(asking_for_usage(body))
         try:
-            got = await self._client.send("POST", self._path, self._headers, write_request(body), on_head=gate.head)
+            got = await self._client.send("POST", self._path, self._headers, request, on_head=gate.head)
         except HttpCallError as e:
             raise transport_failure(e, who=self._who, started=gate.started) from e
         gate.close(*got, now=time.time())

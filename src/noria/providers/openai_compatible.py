@@ -17,13 +17,10 @@ from noria.contracts.error import ConfigError, NotFound, RequestError
 from noria.contracts.exchange import Kind, ModelCall, ModelReply
 from noria.contracts.release import Endpoint
 from noria.contracts.stage import Options, Provider, Relay, Sink
-from noria.dialects.openai import write_request
-from noria.dialects.openai_answer import FIELDS, read_answer
+from noria.dialects.openai import asking_for_usage, write_request
+from noria.dialects.openai_answer import read_answer
 from noria.dialects.upstream import Gate, Headers, OpenAITap, garbled, kept_headers, message_of, refusal, transport_failure
 from noria.kit.http_client import HttpCallError, HttpClient
-
-_TRUE = msgspec.Raw(b"true")
-_USAGE_ASKED = msgspec.Raw(b'{"include_usage":true}')
 
 
 class Vendor(msgspec.Struct, frozen=True):
@@ -166,7 +163,7 @@ class OpenAICompatible(Provider):
         body = dict(call.body)
         body["model"] = self._model
         if call.stream and self._stream_usage:
-            body["stream_options"] = _asking_for_usage(body.get("stream_options"))
+            body = asking_for_usage(body)
         else:
             body.pop("stream_options", None)
         name = self._vendor.max_tokens_field
@@ -231,9 +228,3 @@ def _headers(vendor: Vendor, endpoint: Endpoint, secret: str, own: dict[str, str
     if secret:
         headers.append(("authorization", f"Bearer {secret}") if vendor.auth == "bearer" else ("api-key", secret))
     return headers + [(name.lower(), value) for name, value in own.items()]
-
-
-def _asking_for_usage(options: msgspec.Raw | None) -> msgspec.Raw:
-    if options is None or not bytes(options).startswith(b"{"):
-        return _USAGE_ASKED
-    return msgspec.Raw(msgspec.json.encode(FIELDS.decode(options) | {"include_usage": _TRUE}))

@@ -191,7 +191,7 @@ class _Answer:
                         yield self._text_frame(i, pieces[at]), True
         for i, (_, reason) in enumerate(self._choices):
             yield self._frame(i, {} if self._chat else "", self._reason(reason)), False
-        if self._own.usage and self._head.include_usage:
+        if self._own.usage:
             yield self._encode([], {"usage": self._usage()}), False
         yield DONE, False
 
@@ -210,7 +210,7 @@ class _Answer:
     def _frame(self, index: int, said: Any, reason: str | None = None, *, logprobs: Any = None) -> bytes:
         said = {"delta": said} if self._chat else {"text": said}
         choice = {"index": index, **said, "logprobs": logprobs, "finish_reason": reason}
-        return self._encode([choice], {"usage": None} if self._own.usage and self._head.include_usage else {})
+        return self._encode([choice], {"usage": None} if self._own.usage else {})
 
     def _encode(self, choices: list[Any], more: dict[str, Any]) -> bytes:
         top = self._top("chat.completion.chunk" if self._chat else "text_completion")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 
 from noria.app.keeper import Keeper
@@ -15,9 +15,9 @@ def mount(app: FastAPI, keeper: Keeper) -> None:
     """Add the console to the keeper's application; it takes every path that nothing else has taken."""
 
     @app.get("/login", include_in_schema=False)
-    async def login(code: str = "") -> Response:
+    async def login(request: Request, code: str = "") -> Response:
         if not code:
-            return _page("/login")
+            return _page(request)
         try:
             session = keeper.redeem(code)
         except Unauthorized:
@@ -27,12 +27,14 @@ def mount(app: FastAPI, keeper: Keeper) -> None:
         return answer
 
     @app.get("/{path:path}", include_in_schema=False)
-    async def page(path: str) -> Response:
+    async def page(request: Request, path: str) -> Response:
         if path.startswith(("api/", "internal/")):
             raise NotFound("There is nothing here.", code="not_found")
-        return _page("/" + path)
+        return _page(request)
 
 
-def _page(path: str) -> Response:
-    found = pages.asset(path) or pages.index()
-    return Response(found.body, headers=dict(found.headers), media_type=found.content_type)
+def _page(request: Request) -> Response:
+    found = pages.page(request.url.path, gzip="gzip" in request.headers.get("accept-encoding", ""))
+    if found is None:
+        raise NotFound("This file belongs to another build of the console.", code="not_found", hint="Load the page again.")
+    return Response(found.body, found.status, dict(found.headers), found.content_type)

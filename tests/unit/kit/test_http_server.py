@@ -10,7 +10,7 @@ import uvloop
 
 from noria.kit.http_head import header_lines
 from noria.kit.http_request import Limits
-from noria.kit.http_server import HttpServer
+from noria.kit.http_server import HttpServer, error_body
 
 
 def on_uvloop(test):
@@ -22,23 +22,27 @@ def on_uvloop(test):
 
 
 @asynccontextmanager
-async def serving(handler, **limits):
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
-    address = sock.getsockname()
-    server = HttpServer(handler, limits=Limits(**limits))
-    await server.start(sock)
+async def serving(handler, *, error=error_body, path=None, **limits):
+    server = HttpServer(handler, limits=Limits(**limits), error=error)
+    if path is None:
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        address = sock.getsockname()
+    await server.start(path or sock)
     writers = []
 
     async def connect():
-        reader, writer = await asyncio.open_connection(*address)
+        opening = asyncio.open_unix_connection(path) if path else asyncio.open_connection(*address)
+        reader, writer = await opening
         writers.append(writer)
         return reader, writer
 
-    yield server, connect
-    for writer in writers:
-        writer.close()
-    await server.drain(0)
+    try:
+        yield server, connect
+    finally:  # uvloop never closes a loop that still listens while warnings are errors
+        for writer in writers:
+            writer.close()
+        await server.drain(0)
     assert server.connections == 0
     assert server.buffered.used == 0
 
@@ -212,15 +216,10 @@ async def test_a_too_large_body_is_refused_before_it_is_read():
 
 @on_uvloop
 async def test_refusals_have_the_shape_that_the_caller_gives_them():
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
-    server = HttpServer(echo, error=lambda status, code, message: f"{status}|{code}".encode())
-    await server.start(sock)
-    reader, writer = await asyncio.open_connection(*sock.getsockname())
-    writer.write(b"GET / HTTP/1.1\r\n\r\n")
-    assert (await read_answer(reader))[2] == b"400|host_missing"
-    writer.close()
-    await server.drain(0)
+    async with serving(echo, error=lambda status, code, message: f"{status}|{code}".encode()) as (_, connect):
+        reader, writer = await connect()
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        assert (await read_answer(reader))[2] == b"400|host_missing"
 
 
 @on_uvloop
@@ -534,15 +533,12 @@ async def test_a_unix_path_is_served_to_its_owner_only(tmp_path):
         echo(request)
 
     path = tmp_path / "s"
-    server = HttpServer(handler)
-    await server.start(path)
-    assert path.stat().st_mode & 0o777 == 0o600
-    reader, writer = await asyncio.open_unix_connection(str(path))
-    writer.write(get())
-    assert (await read_answer(reader))[0] == 200
-    assert peers == [""]
-    writer.close()
-    await server.drain(0)
+    async with serving(handler, path=path) as (_, connect):
+        assert path.stat().st_mode & 0o777 == 0o600
+        reader, writer = await connect()
+        writer.write(get())
+        assert (await read_answer(reader))[0] == 200
+        assert peers == [""]
 
 
 @on_uvloop

@@ -128,11 +128,13 @@ async def exchange(data: bytes) -> tuple[bytes, list[str]]:
     sock.bind(("127.0.0.1", 0))
     server = HttpServer(handler, limits=LIMITS)
     await server.start(sock)
-    reader, writer = await asyncio.open_connection(*sock.getsockname())
-    writer.write(data)
-    answer = await asyncio.wait_for(reader.read(), 5)
-    writer.close()
-    await server.drain(0)
+    try:
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        writer.write(data)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    finally:
+        await server.drain(0)
     return answer, seen
 
 

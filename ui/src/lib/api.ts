@@ -96,7 +96,7 @@ export interface TraceDetail {
   request: { [key: string]: Json } | null;
   answer: { [key: string]: Json } | null;
   answer_is_sse: boolean;
-  bodies: "stored" | "off" | "erased";
+  bodies: "stored" | "off" | "erased" | "none";
 }
 
 export interface Page {

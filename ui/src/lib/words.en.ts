@@ -119,6 +119,7 @@ export const en = {
     media: (what: string) => `[${what}: not shown]`,
     noAnswer: "There is no answer.",
     off: "Prompts and answers are not recorded for this app.",
+    none: "Nothing of its text was kept: the request ended before a guard had passed it.",
     erased: "The content was erased on request; the facts remain.",
     whole: "Whole trace",
     rawRequest: "Request",

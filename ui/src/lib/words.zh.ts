@@ -121,6 +121,7 @@ export const zh: Words = {
     media: (what) => `[${what}：不显示]`,
     noAnswer: "没有回答。",
     off: "此应用不记录提问与回答的正文。",
+    none: "未保留任何正文：该请求在通过防护检查之前就已结束。",
     erased: "正文已应要求删除，仅保留元数据。",
     whole: "完整记录",
     rawRequest: "请求",

@@ -1,0 +1,156 @@
+"""Who may ask, for what: keys, apps and releases, all in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from noria.contracts.error import NotFound, Unauthorized
+from noria.contracts.exchange import Exchange
+from noria.contracts.release import App, Key, Release, Snapshot
+from noria.gateway.admit import CONSOLE, Admit, choose
+from noria.kit.ids import digest
+
+CLOCK = SimpleNamespace(now_ns=lambda: 1000)
+
+
+def app(name: str, **weights: float) -> App:
+    return App(name, {n: Release(f"r1:{name}-{n}", n, name, ()) for n in weights}, weights)
+
+
+def admit(*keys: Key, required: bool = False) -> Admit:
+    apps = {"support": app("support", main=1.0), "small": app("small", main=1.0)}
+    snapshot = Snapshot("c1:x", "local", 1, apps, {k.hash: k for k in keys}, keys_required=required)
+    embedders = {"nano": Release("r1:nano", "main", "nano", ())}
+    return Admit(snapshot, embedders, clock=CLOCK, is_session=lambda text: text == "v1.session")
+
+
+def key(text: str = "nk-good", **what: object) -> Key:
+    return Key("key_1", digest(text.encode()), **what)
+
+
+def ask(model: str = "support", authorization: str = "", kind: str = "chat", **more: object) -> Exchange:
+    return Exchange("x", "t", "s", "local", kind, model, False, {}, 0, authorization=authorization, **more)
+
+
+def test_the_release_is_pinned_and_the_secret_is_dropped() -> None:
+    x = admit(key())(ask(authorization="nk-good"))
+    assert x.release.id == "r1:support-main"
+    assert x.key.id == "key_1"
+    assert x.authorization == ""
+
+
+def test_without_keys_the_machine_itself_may_ask_whatever_it_sends() -> None:
+    for given in ("", "sk-anything"):
+        x = admit()(ask(authorization=given))
+        assert x.key is None
+        assert x.authorization == ""
+
+
+def test_without_keys_other_machines_may_not_ask() -> None:
+    with pytest.raises(Unauthorized) as e:
+        admit()(ask(peer_is_loopback=False))
+    assert (e.value.status, e.value.code) == (401, "missing_api_key")
+
+
+def test_the_first_key_closes_the_door_to_everyone_without_one() -> None:
+    with pytest.raises(Unauthorized) as e:
+        admit(key())(ask())
+    assert e.value.code == "missing_api_key"
+
+
+def test_keys_can_be_required_before_there_is_one() -> None:
+    with pytest.raises(Unauthorized):
+        admit(required=True)(ask())
+
+
+def test_an_unknown_key_is_named_as_such_and_never_repeated() -> None:
+    with pytest.raises(Unauthorized) as e:
+        admit(key())(ask(authorization="nk-wrong"))
+    assert e.value.code == "invalid_api_key"
+    assert "nk-wrong" not in e.value.text
+
+
+@pytest.mark.parametrize(("expires_ns", "good"), [(None, True), (1001, True), (1000, False), (1, False)])
+def test_a_key_works_until_it_expires(expires_ns: int | None, good: bool) -> None:
+    door = admit(key(expires_ns=expires_ns))
+    if good:
+        assert door(ask(authorization="nk-good")).key is not None
+    else:
+        with pytest.raises(Unauthorized, match="expired"):
+            door(ask(authorization="nk-good"))
+
+
+def test_a_console_session_counts_as_the_operator() -> None:
+    assert admit(key())(ask(authorization="v1.session")).key is CONSOLE
+
+
+def test_a_key_opens_only_its_apps() -> None:
+    door = admit(key(apps=("support",)))
+    assert door(ask(authorization="nk-good")).release.app == "support"
+    with pytest.raises(Unauthorized) as e:
+        door(ask("small", authorization="nk-good"))
+    assert (e.value.status, e.value.code, e.value.param) == (403, "model_not_allowed", "model")
+
+
+def test_a_forbidden_key_does_not_learn_whether_an_app_exists() -> None:
+    door = admit(key(apps=("support",)))
+    codes = set()
+    for model in ("small", "no-such-app"):
+        with pytest.raises(Unauthorized) as e:
+            door(ask(model, authorization="nk-good"))
+        codes.add(e.value.code)
+    assert codes == {"model_not_allowed"}
+
+
+def test_an_unknown_app_gets_the_nearest_name() -> None:
+    with pytest.raises(NotFound) as e:
+        admit()(ask("suport"))
+    assert (e.value.status, e.value.code) == (404, "model_not_found")
+    assert "'support'" in e.value.text
+
+
+def test_embeddings_are_asked_of_embedders_only() -> None:
+    assert admit()(ask("nano", kind="embedding")).release.id == "r1:nano"
+    with pytest.raises(NotFound):
+        admit()(ask("support", kind="embedding"))
+    with pytest.raises(NotFound):
+        admit()(ask("nano"))
+
+
+def test_traffic_is_shared_out_by_weight_whatever_the_weights_sum_to() -> None:
+    two = app("support", a=30.0, b=90.0)
+    seen = Counter(choose(two, f"conversation {i}").name for i in range(4000))
+    assert seen["b"] / 4000 == pytest.approx(0.75, abs=0.03)
+
+
+def test_a_conversation_stays_with_its_release() -> None:
+    two = app("support", a=1.0, b=1.0)
+    assert len({choose(two, "conversation 7").id for _ in range(50)}) == 1
+
+
+def test_the_share_of_another_app_is_drawn_independently() -> None:
+    apps = app("one", a=1.0, b=1.0), app("two", a=1.0, b=1.0)
+    same = sum(choose(apps[0], str(i)).name == choose(apps[1], str(i)).name for i in range(1000))
+    assert 400 < same < 600
+
+
+def test_a_release_without_weight_gets_nothing() -> None:
+    two = app("support", a=0.0, b=1.0)
+    assert {choose(two, str(i)).name for i in range(300)} == {"b"}
+    three = app("support", a=1.0, b=1.0, c=0.0)
+    assert {choose(three, str(i)).name for i in range(300)} == {"a", "b"}
+
+
+def test_stickiness_follows_the_conversation_then_the_subject_then_the_exchange() -> None:
+    snapshot = Snapshot("c1:x", "local", 1, {"support": app("support", a=1.0, b=1.0)}, {})
+    door = Admit(snapshot, {}, clock=CLOCK, is_session=lambda _: False)
+
+    def names(**fixed: str) -> set[str]:
+        return {door(Exchange(f"x{i}", "t", "s", "local", "chat", "support", False, {}, 0, **fixed)).release.name for i in range(40)}
+
+    assert len(names(conversation="c")) == 1
+    assert len(names(subject="s")) == 1
+    assert len(names()) == 2
