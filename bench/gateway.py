@@ -33,6 +33,9 @@ BASELINE = "direct"
 SHORT_S = 52.0
 """A short run begins no further round when it would end later than this."""
 
+REST_S = 2.0
+"""How long a service is watched at rest."""
+
 LATENCY = ("p50_ms", "p90_ms", "p99_ms")
 FIGURES = (
     "rps", *LATENCY, "ttft_p50_ms", "ttft_p90_ms", "ttft_p99_ms", "cpu_ms_per_request", "worker_ms", "keeper_ms", "supervisor_ms",
@@ -324,7 +327,7 @@ def services_told(bench: Bench, chosen: list[Target]) -> dict[str, Any]:
         sent = sum(n for mode, n in bench.sent.items() if mode == target.mode or (mode, target.mode) == ("memory", "full"))
         service.recorded(0)
         before, began = service.cpu(), time.perf_counter()
-        time.sleep(2.0)
+        time.sleep(REST_S)
         rest = {n: (ms - before.get(n, 0.0)) / (time.perf_counter() - began) for n, ms in service.cpu().items()}
         told[target.mode] = {
             "start_seconds": service.start_seconds,

@@ -41,7 +41,7 @@ apps:
 
 
 def _above() -> Any:
-    """The conftest of the whole tree: fixtures of module scope cannot use its per-test `serve`."""
+    """The conftest of the whole tree: fixtures of session scope cannot use its per-test `serve`."""
     path = Path(__file__).parents[1] / "conftest.py"
     spec = importlib.util.spec_from_file_location("noria_tests_above", path)
     assert spec is not None
@@ -57,7 +57,7 @@ def start_service() -> Any:
     return _above().start_service
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def noria(upstream: Any, start_service: Any) -> Iterator[SimpleNamespace]:
     """`url` ends in /v1; `key` is a good key; `tight` one that may ask once a minute."""
     with tempfile.TemporaryDirectory(prefix="noria-") as folder:  # short: unix sockets live in it
@@ -65,6 +65,8 @@ def noria(upstream: Any, start_service: Any) -> Iterator[SimpleNamespace]:
         try:
             key = service.json("keys", "create", "--name", "clients")
             tight = service.json("keys", "create", "--name", "tight", "--rpm", "1")
-            yield SimpleNamespace(url=service.url + "/v1", key=key["key"], tight=tight["key"], service=service, seen=upstream.seen)
+            yield SimpleNamespace(
+                url=service.url + "/v1", key=key["key"], tight=tight["key"], service=service, seen=upstream.seen
+            )
         finally:
             service.stop()

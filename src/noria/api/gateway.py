@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 from urllib.parse import unquote
 
 from msgspec.structs import replace
@@ -112,6 +113,12 @@ class Gateway:
         self.worker = worker
         self._hosts = bound_hosts
         self._tasks: set[asyncio.Task[None]] = set()
+        self._endless: set[asyncio.Future[Any]] = set()
+
+    def leave(self) -> None:
+        """End the live streams that are relayed from the keeper: a drain would wait for them in vain."""
+        for sending in self._endless:
+            sending.cancel()
 
     def handle(self, request: Request) -> None:
         """One request, complete."""
@@ -143,7 +150,7 @@ class Gateway:
             self._start(request, self._relay(request))
 
     def _start(self, request: Request, what: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(self._guarded(request.response, what))
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._guarded(request.response, what))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         request.response.on_close = lambda: _cancel(task)
@@ -296,6 +303,8 @@ class Gateway:
 
         def begin(status: int, upstream: list[tuple[str, str]]) -> object:
             length.extend(int(v) for k, v in upstream if k.lower() == "content-length")
+            if any(k.lower() == "content-type" and v.startswith("text/event-stream") for k, v in upstream):
+                self._endless.add(sending)
             kept = [(k, v) for k, v in upstream if k.lower() not in NOT_RELAYED]
             response.start(status, kept, length=length[0] if length else None)
             return response.write
@@ -307,13 +316,16 @@ class Gateway:
             await asyncio.wait((sending, lost), return_when=asyncio.FIRST_COMPLETED)
             if not sending.done() and not response.started:
                 raise Unavailable(AWAY, code="keeper_away", retry_after=2.0)
-            await sending
+            await asyncio.wait((sending,))
+            if not sending.cancelled():  # else by `leave`
+                sending.result()
         except HttpCallError as e:
             if response.started:
                 response.abort()
                 return
             raise Unavailable(AWAY, code="keeper_away", retry_after=2.0, hint=str(e)) from e
         finally:
+            self._endless.discard(sending)
             sending.cancel()
             lost.cancel()
         response.end()

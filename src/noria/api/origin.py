@@ -20,7 +20,10 @@ def admitted(headers: Mapping[str, str], extra: Sequence[str]) -> bool:
     origin = headers.get("origin")
     if origin is None:
         return True
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # a bracket that is not closed
+        return False
     return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -13,7 +14,7 @@ from noria.contracts.trace import Clause, ExchangeRow, TraceQuery
 from noria.dialects.openai_stream import assemble
 
 PREVIEW = 160
-_OPS = (">=", "<=", "!=", "=", ">", "<", "~")
+_CLAUSE = re.compile(r"([^<>=!~]+)(>=|<=|!=|=|>|<|~)(.+)", re.DOTALL)
 
 
 def summary(row: ExchangeRow) -> dict[str, Any]:
@@ -106,15 +107,14 @@ def parse_filter(text: str) -> tuple[Clause, ...]:
     """`app=support status>=400 error~timeout` as clauses. Raises `RequestError` that shows the shape."""
     clauses = []
     for word in text.split():
-        op = next((o for o in _OPS if o in word), None)
-        column, _, value = word.partition(op) if op else (word, "", "")
-        if op is None or not column or not value:
+        found = _CLAUSE.fullmatch(word)
+        if found is None:
             raise RequestError(
                 f"{word!r} is not a condition.",
                 param="filter",
                 hint="Write column, operator, value: app=support status>=400 error~timeout",
             )
-        clauses.append(Clause(column, op, value))  # type: ignore[arg-type]  # one of _OPS
+        clauses.append(Clause(found[1], found[2], found[3]))  # type: ignore[arg-type]  # one of the operators
     return tuple(clauses)
 
 
@@ -133,7 +133,7 @@ def _json(data: bytes | None) -> Any:
         return None
     try:
         return msgspec.json.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return {"unreadable": data.decode("utf-8", "replace")}
 
 

@@ -75,7 +75,7 @@ class ResultFile:
         raw = self.path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
         lines = whole.splitlines()
-        if not lines or msgspec.json.decode(lines[0]) != head:
+        if not lines or _head_of(lines[0]) != head:
             raise ConfigError(f"{self.path} holds results of something else.", hint="Give another --out, or remove the file.")
         if len(whole) != len(raw):  # a run was killed in the middle of a line
             os.truncate(self.path, len(whole))
@@ -96,6 +96,13 @@ class ResultFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def _head_of(line: bytes) -> Any:
+    try:
+        return msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 async def run(prompts: Iterable[Prompt], target: Target, tell: Callable[[Result], None]) -> float:

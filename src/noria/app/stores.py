@@ -7,13 +7,14 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from noria.app.definition import Definition
+from noria.app.definition import Definition, with_ids
 from noria.app.house import identify
 from noria.app.keeper import Keeper, Stores
 from noria.app.supervisor import Plan
 from noria.contracts.error import ConfigError, NotFound
 from noria.contracts.port import Counter, RecordStore, TraceStore
-from noria.contracts.release import Endpoint
+from noria.contracts.release import App, Endpoint, GuardRule
+from noria.contracts.stage import Check
 from noria.govern.access import Sessions, admin_token
 from noria.kit import extension
 from noria.release import catalogue
@@ -36,7 +37,7 @@ def define(loaded: Loaded) -> Definition:
     """Names resolved to digests: what `apply` stores."""
     settings = loaded.settings
     route = {name: _pinned(e) for name, e in endpoints(settings).items()}
-    made = apps(settings, identify, route=route)
+    made = {name: _without_files(app) for name, app in apps(settings, identify, route=route).items()}
     return Definition(
         source=loaded.text_digest,
         apps=made,
@@ -45,6 +46,17 @@ def define(loaded: Loaded) -> Definition:
         hosts=tuple(h.lower() for h in settings.serve.hosts),
         body_limit=settings.serve.body_limit,
     )
+
+
+def _without_files(app: App) -> App:
+    """`app` with the files that its checks name read into the release: an id pins content, not paths."""
+
+    def pinned(rule: GuardRule) -> GuardRule:
+        options = extension.load("checks", rule.check, Check).pin(rule.options)
+        return rule if options == rule.options else replace(rule, options=options)
+
+    releases = {n: replace(r, guard=tuple(pinned(g) for g in r.guard)) for n, r in app.releases.items()}
+    return with_ids(replace(app, releases=releases), identify)
 
 
 def _pinned(endpoint: Endpoint) -> Endpoint:

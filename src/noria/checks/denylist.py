@@ -84,6 +84,16 @@ class Denylist(Check):
     lookback = 1
     Config = DenylistOptions
 
+    @classmethod
+    def pin(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """The terms of `file` become `terms`."""
+        if not options.get("file"):
+            return options
+        return {
+            **{k: v for k, v in options.items() if k != "file"},
+            "terms": [*options.get("terms", ()), *_lines(options["file"])],
+        }
+
     def __init__(self, config: DenylistOptions) -> None:
         super().__init__(config)
         terms = {fold(t)[0].strip() for t in (*config.terms, *_lines(config.file))} - {""}

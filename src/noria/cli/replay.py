@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 import msgspec
 
 from noria.cli.service import bearer, emit, gateway_url
+from noria.contracts.error import ConfigError
 from noria.kit.ids import digest
 
 
@@ -36,7 +38,10 @@ def command(file: Path, **options: Any) -> None:
     from noria.app.replay import ResultFile, Target, run, summary
     from noria.data.collect import read_prompts
 
-    prompts = list(read_prompts(file))[: options["limit"]]
+    skipped: list[tuple[int, str]] = []
+    prompts = list(islice(read_prompts(file, skip=lambda line, why: skipped.append((line, why))), options["limit"]))
+    if not prompts:
+        raise ConfigError(f"{file} holds no prompt.", hint=f"Line {skipped[0][0]}: {skipped[0][1]}" if skipped else None)
     target = Target(
         url=options["url"] or gateway_url(),
         key=bearer(options["key"]),
@@ -61,9 +66,10 @@ def command(file: Path, **options: Any) -> None:
     results.close()
     report = {
         **summary(fresh, seconds),
-        "skipped": len(prompts) - len(todo),
+        "done_before": len(prompts) - len(todo),
         "app": target.app,
         "file": file.name,
+        "rows_without_prompt": skipped,
         "out": str(out),
     }
     emit(report) if options["as_json"] else _print(report)
@@ -106,9 +112,9 @@ class _progress:  # noqa: N801  a context manager, used like a function
 
 
 def _print(report: dict[str, Any]) -> None:
-    skipped = f", {report['skipped']} done before" if report["skipped"] else ""
+    before = f", {report['done_before']} done before" if report["done_before"] else ""
     click.echo(
-        f"{report['ok']} of {report['prompts']} prompts answered by {report['app']} in {report['seconds']:.1f} s{skipped}"
+        f"{report['ok']} of {report['prompts']} prompts answered by {report['app']} in {report['seconds']:.1f} s{before}"
     )
     click.echo(
         f"{report['prompts_per_s']:.2f} prompts/s   {report['output_tokens_per_s']:.1f} output tokens/s   "
@@ -119,4 +125,8 @@ def _print(report: dict[str, Any]) -> None:
             click.echo(f"{title:<16}" + "  ".join(f"{name} {value:,.1f}" for name, value in report[key].items()))
     for reason, n in report["failures"].items():
         click.echo(f"failed {n} × {reason}")
+    for line, why in report["rows_without_prompt"][:3]:
+        click.echo(f"passed over line {line}: {why}")
+    if len(report["rows_without_prompt"]) > 3:
+        click.echo(f"passed over {len(report['rows_without_prompt']) - 3} more rows without a prompt")
     click.echo(f"results: {report['out']}")

@@ -36,6 +36,7 @@ async def serve_worker(home: Path, slot: int, listener: socket.socket, *, worker
     beating = asyncio.create_task(part.beat())
     await until()
     part.draining = True
+    gateway.leave()
     cut = await server.drain(DRAIN)
     if cut:
         log.warning("%d requests were cut short after %.0f s", cut, DRAIN)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import msgspec
 
@@ -107,6 +107,14 @@ class Check(ABC):
 
     def __init__(self, config: Options) -> None:
         self.config = config
+
+    @classmethod
+    def pin(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """`options` with everything they name outside of themselves (a file) replaced by its content.
+
+        Called once, at `apply`: a release pins what a check does, not where that was written down.
+        """
+        return options
 
     @abstractmethod
     def judge(self, sample: Sample) -> Verdict:

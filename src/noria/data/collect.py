@@ -15,7 +15,19 @@ Messages = list[dict[str, Any]]
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "bot": "assistant", "system": "system", "tool": "tool",
           "function_call": "assistant", "observation": "tool"}  # fmt: skip
-_TEXT_KEYS = ("prompt", "text", "question", "query", "instruction", "input", "content", "sentence", "user_query", "Question", "utterance")
+_TEXT_KEYS = (
+    "prompt",
+    "text",
+    "question",
+    "query",
+    "instruction",
+    "input",
+    "content",
+    "sentence",
+    "user_query",
+    "Question",
+    "utterance",
+)
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -26,8 +38,10 @@ class Prompt(msgspec.Struct, frozen=True):
     id: str = ""
 
 
-def read_prompts(path: Path) -> Iterator[Prompt]:
+def read_prompts(path: Path, *, skip: Callable[[int, str], None] | None = None) -> Iterator[Prompt]:
     """Every prompt of a JSONL file (`.gz` too), in order; blank lines are passed over.
+
+    A row without a prompt is told to `skip(line, why)` and passed over; without `skip` it is an error.
 
     Understood: `messages`; `conversations`/`conversation`/`dialog` (ShareGPT `from`/`value` or
     `role`/`content`); `turns` (the first); `instruction` + `input` (Alpaca); or one text under
@@ -38,8 +52,16 @@ def read_prompts(path: Path) -> Iterator[Prompt]:
     try:
         with opener(path, "rb") as f:
             for number, line in enumerate(f, 1):
-                if line.strip():
-                    yield _prompt(path, number, line)
+                if not line.strip():
+                    continue
+                try:
+                    prompt = _prompt(path, number, line)
+                except ConfigError as e:
+                    if skip is None:
+                        raise
+                    skip(number, e.text)
+                else:
+                    yield prompt
     except (OSError, EOFError) as e:
         raise ConfigError(f"{path} cannot be read: {e}") from e
 
@@ -57,7 +79,9 @@ def _prompt(path: Path, number: int, line: bytes) -> Prompt:
     messages = messages_of(row)
     if not messages:
         raise ConfigError(
-            "no prompt found in this row.", where=where, hint=f"Keys: {', '.join(map(str, row))}. Known: messages, conversations, turns, {', '.join(_TEXT_KEYS)}."
+            "no prompt found in this row.",
+            where=where,
+            hint=f"Keys: {', '.join(map(str, row))}. Known: messages, conversations, turns, {', '.join(_TEXT_KEYS)}.",
         )
     own = row.get("id", row.get("idx", ""))
     return Prompt(number, messages, str(own) if isinstance(own, (str, int)) else "")
@@ -78,8 +102,10 @@ def messages_of(row: dict[str, Any]) -> Messages:
         text = f"{instruction}\n\n{extra}" if isinstance(extra, str) and extra.strip() else instruction
         return [{"role": "user", "content": text}]
     for key in _TEXT_KEYS:
-        if isinstance(row.get(key), str) and row[key].strip():
-            return [{"role": "user", "content": row[key]}]
+        value: Any = row.get(key)
+        words: Any = value.get("text") if isinstance(value, dict) else value  # OpenAssistant keeps a prompt's text one level down
+        if isinstance(words, str) and words.strip():
+            return [{"role": "user", "content": words}]
     return []
 
 

@@ -18,6 +18,9 @@ from noria.contracts.message import Message, Part
 DEPTH_LIMIT = 128
 """Levels of nesting of a request. JSON schemas of real tools stay below 40."""
 
+MOST_CHOICES = 128
+"""Answers that one request may ask for (`n`), as OpenAI has it."""
+
 _NULL = b"null"
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
@@ -107,7 +110,7 @@ def read_head(kind: Kind, body: dict[str, msgspec.Raw]) -> Head:
         model=model,
         stream=read.get("stream") or False,
         include_usage=bool(options and options.include_usage),
-        n=_at_least(1, "n", read.get("n"), default=1),
+        n=_at_most(MOST_CHOICES, "n", _at_least(1, "n", read.get("n"), default=1)),
         user=read.get("safety_identifier") or read.get("user") or "",
         conversation=conversation.id if isinstance(conversation, _Conversation) else conversation or "",
         variables=read.get("variables") or {},
@@ -235,6 +238,12 @@ def _at_least(least: int, name: str, value: int | None, *, default: Any) -> Any:
         return default
     if value < least:
         raise RequestError(f"Invalid '{name}': {value} is less than {least}.", code="integer_below_min_value", param=name)
+    return value
+
+
+def _at_most(most: int, name: str, value: int) -> int:
+    if value > most:
+        raise RequestError(f"Invalid '{name}': {value} is more than {most}.", code="integer_above_max_value", param=name)
     return value
 
 

@@ -32,6 +32,9 @@ DONE = b"data: [DONE]\n\n"
 Open = Callable[[int, Channel], Transducer | None]
 """A fresh transducer for (choice, channel), or None where that channel passes as it is."""
 
+OTHER, CONTENT, USAGE_ONLY = range(3)
+"""What `StreamReader.read` says of a frame: `is_content`, `is_usage_only`, or neither."""
+
 _GARBAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FIELDS_LIST = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _NOTHING = msgspec.Raw(b"null")
@@ -114,11 +117,14 @@ def error_of(frame: bytes) -> bytes | None:
 
 
 def _carries(chunk: _Chunk) -> bool:
-    return any(c.finish_reason or c.text or (c.delta is not None and c.delta.carries()) for c in chunk.choices or ())
+    for c in chunk.choices or ():  # noqa: SIM110  a generator costs more than the one choice that there is
+        if c.finish_reason or c.text or (c.delta is not None and c.delta.carries()):
+            return True
+    return False
 
 
 def _given(raw: msgspec.Raw | None) -> bool:
-    return raw is not None and bytes(raw) != b"null"
+    return raw is not None and raw is not _NOTHING and bytes(raw) != b"null"
 
 
 class StreamReader:
@@ -146,24 +152,29 @@ class StreamReader:
         """Whether content has come."""
         return self.content_frames > 0
 
-    def read(self, frame: bytes) -> None:
-        """Take note of one frame."""
+    def read(self, frame: bytes) -> int:
+        """Take note of one frame; what it is (`CONTENT`, `USAGE_ONLY`, `OTHER`), so that it is decoded only once."""
         chunk = _chunk_of(frame)
         if chunk is None:
             self.done = self.done or is_done(frame)
-            return
+            return OTHER
         if not self.id and isinstance(chunk.id, str):
             self.id = chunk.id
         if not self.model and isinstance(chunk.model, str):
             self.model = chunk.model
+        kind = OTHER
         if _carries(chunk):
+            kind = CONTENT
             self.content_frames += 1
-        if not self.finish_reason:
-            self.finish_reason = next((str(c.finish_reason) for c in chunk.choices or () if c.finish_reason), "")
+            if not self.finish_reason:
+                self.finish_reason = next((str(c.finish_reason) for c in chunk.choices or () if c.finish_reason), "")
         if _given(chunk.usage):
             self.usage = read_usage(chunk.usage) or self.usage
+            if not chunk.choices:
+                kind = USAGE_ONLY
         if _given(chunk.error):
             self.error = bytes(chunk.error)
+        return kind
 
 
 class _Line(msgspec.Struct):

@@ -201,10 +201,14 @@ class OpenAITap:
     def feed(self, data: bytes) -> bytes:
         """As `Tap.feed`."""
         frames = self._splitter.feed(data)
+        whole = frames[0] if len(frames) == 1 else b"".join(frames)
+        if self.started and b"[DONE]" not in whole and b'"error"' not in whole:
+            self._last.extend(frames)
+            return whole
         for i, frame in enumerate(frames):
             if not self._look(frame):
                 return b"".join(frames[:i])
-        return frames[0] if len(frames) == 1 else b"".join(frames)
+        return whole
 
     def end(self) -> bytes:
         """A last event that lacks its blank line, completed: no client would dispatch it without."""
@@ -271,15 +275,15 @@ class Gate:
 
     def _take(self, data: bytes) -> None:
         if self.failure is None:
-            self._pass(lambda: self._tap.feed(data))
+            self._pass(self._tap.feed, data)
 
-    def _pass(self, source: Callable[[], bytes]) -> None:
+    def _pass(self, source: Callable[..., bytes], *data: bytes) -> None:
         try:
-            data = source()
+            frames = source(*data)
         except ValueError as e:
             self.failure = garbled(f"sent a stream that cannot be read: {e}", who=self._who)
             self.failure.started = self.started
         else:
             self.failure = self._tap.failure
-            if data:
-                self._sink(data)
+            if frames:
+                self._sink(frames)

@@ -21,7 +21,7 @@ from noria.contracts.trace import ExchangeRow
 from noria.contracts.verdict import Ruling
 from noria.dialects.openai_answer import edit_answer, read_answer
 from noria.dialects.openai_error import error_answer, error_frame
-from noria.dialects.openai_stream import StreamEditor, StreamReader, assemble, is_content, is_usage_only
+from noria.dialects.openai_stream import CONTENT, USAGE_ONLY, StreamEditor, StreamReader, assemble
 from noria.dialects.sse import FrameSplitter
 from noria.kit.step import Stopwatch
 
@@ -190,22 +190,29 @@ class Relay:
             self._task.cancel()
 
     def _take(self, frames: list[bytes]) -> None:
+        reader, passing = self._reader, list[bytes]()
         for frame in frames:
             self._raw.append(frame)
-            self._reader.read(frame)
-            if self._reader.done:
+            kind = reader.read(frame)
+            if reader.done:
                 self._last.append(frame)
-            elif is_usage_only(frame) and not self._x.usage_wanted:
+            elif kind == USAGE_ONLY and not self._x.usage_wanted:
                 continue
-            elif self.committed:
-                self._leave(frame)
+            elif not self.committed:
+                self._hold(frame, kind)
+            elif self._editor is None:
+                passing.append(frame)
             else:
-                self._hold(frame)
+                self._leave(frame)
+        if passing:  # frames that came together leave together, each with its own bytes
+            self._out.data(passing[0] if len(passing) == 1 else b"".join(passing))
+        if self._out.backlog > MAX_BACKLOG:
+            raise UpstreamError("The caller does not read its answer.", code="slow_caller", started=True)
 
-    def _hold(self, frame: bytes) -> None:
+    def _hold(self, frame: bytes, kind: int) -> None:
         self._held.append(frame)
         self._held_bytes += len(frame)
-        if is_content(frame) or self._held_bytes > MAX_HELD:
+        if kind == CONTENT or self._held_bytes > MAX_HELD:
             self._commit()
 
     def _commit(self) -> None:
@@ -226,8 +233,6 @@ class Relay:
         else:
             for edited in self._editor.edit(frame):
                 self._out.data(edited)
-        if self._out.backlog > MAX_BACKLOG:
-            raise UpstreamError("The caller does not read its answer.", code="slow_caller", started=True)
 
     def _transducer(self, choice: int, channel: str) -> Transducer:
         links: list[Transducer] = []

@@ -83,3 +83,11 @@ def test_folded_offsets_rise_and_findings_lie_in_the_text(text, term):
     for f in check.judge(Sample(input=text)).findings:
         assert 0 <= f.start < f.end <= len(text)
     assert 0 <= check.settled(text) <= len(text)
+
+
+def test_a_release_pins_the_terms_of_a_file_and_not_its_path(tmp_path) -> None:
+    path = tmp_path / "terms.txt"
+    path.write_text("# a comment\nforbidden\n机密\n")
+    pinned = Denylist.pin({"file": str(path), "terms": ["secret"]})
+    assert pinned == {"terms": ["secret", "forbidden", "机密"]}
+    assert Denylist.pin({"terms": ["a"]}) == {"terms": ["a"]}

@@ -263,3 +263,10 @@ def test_an_input_of_another_shape_is_refused(raw):
 def test_texts_are_written_in_the_shape_they_came():
     assert bytes(openai.write_texts(("x",), Raw(b'"a"'))) == b'"x"'
     assert bytes(openai.write_texts(("x",), Raw(b'["a"]'))) == b'["x"]'
+
+
+def test_more_choices_than_openai_allows_are_refused() -> None:
+    body = openai.read_request(b'{"model": "a", "messages": [{"role": "user"}], "n": 1000000000}')
+    with pytest.raises(RequestError, match="more than 128") as e:
+        openai.read_head("chat", body)
+    assert (e.value.param, e.value.code) == ("n", "integer_above_max_value")

@@ -149,7 +149,9 @@ def test_stickiness_follows_the_conversation_then_the_subject_then_the_exchange(
     door = Admit(snapshot, {}, clock=CLOCK, is_session=lambda _: False)
 
     def names(**fixed: str) -> set[str]:
-        return {door(Exchange(f"x{i}", "t", "s", "local", "chat", "support", False, {}, 0, **fixed)).release.name for i in range(40)}
+        return {
+            door(Exchange(f"x{i}", "t", "s", "local", "chat", "support", False, {}, 0, **fixed)).release.name for i in range(40)
+        }
 
     assert len(names(conversation="c")) == 1
     assert len(names(subject="s")) == 1

@@ -54,7 +54,9 @@ class Shared:
         return await self.counter.read("local", key, now_ns=self.now)
 
 
-def ask(key: Key | None, *, price: Price | None = PRICE, kind: str = "chat", params: dict | None = None, **body: object) -> Exchange:
+def ask(
+    key: Key | None, *, price: Price | None = PRICE, kind: str = "chat", params: dict | None = None, **body: object
+) -> Exchange:
     release = Release("r1:x", "main", "a", (Endpoint("m", "p", "m", price=price),), params=params or {})
     raw = {k: msgspec.Raw(msgspec.json.encode(v)) for k, v in ({"model": "a"} | body).items()}
     return Exchange("x", "t", "s", "local", kind, "a", False, raw, 0, key=key, release=release)
@@ -124,7 +126,9 @@ def test_workers_together_never_pass_a_rate(rpm, workers, asked, seed) -> None:
     async def run() -> tuple[int, int]:
         shared = Shared(seed, turns=3)
         team = [Limits(shared, shared.clock, workers=workers) for _ in range(workers)]
-        results = await asyncio.gather(*(team[i % workers].reserve(ask(rated(rpm))) for i in range(asked)), return_exceptions=True)
+        results = await asyncio.gather(
+            *(team[i % workers].reserve(ask(rated(rpm))) for i in range(asked)), return_exceptions=True
+        )
         assert all(isinstance(r, tuple | LimitExceeded) for r in results)
         return sum(isinstance(r, tuple) for r in results), sum(s.left for t in team for s in t._slices.values())
 

@@ -87,7 +87,9 @@ async def test_the_first_endpoint_answers_and_the_others_are_left_alone() -> Non
     assert said.account.model_ns == said.account.attempts[0].took_ns
 
 
-@pytest.mark.parametrize("first", [failed(), failed(None, "upstream_timeout"), failed(429, "upstream_rate_limited"), failed(401)])
+@pytest.mark.parametrize(
+    "first", [failed(), failed(None, "upstream_timeout"), failed(429, "upstream_rate_limited"), failed(401)]
+)
 async def test_a_failure_before_content_goes_to_the_next(first: UpstreamError) -> None:
     said = await send(Played(first), Played(OK))
     assert said.reply is OK
@@ -183,7 +185,11 @@ async def test_a_cancelled_attempt_is_noted() -> None:
 
 def test_a_router_is_ready_when_one_endpoint_is() -> None:
     def router(*states: Any) -> Router:
-        return Router([Endpoint(str(i), "p", "m") for i in range(len(states))], {str(i): Played(ready=s) for i, s in enumerate(states)}, {})
+        return Router(
+            [Endpoint(str(i), "p", "m") for i in range(len(states))],
+            {str(i): Played(ready=s) for i, s in enumerate(states)},
+            {},
+        )
 
     away = Unavailable("loading")
     assert router(away, None).ready
