@@ -429,7 +429,8 @@ def main(argv: list[str]) -> int:
     print(report(result))
     print(f"Raw: {path}")
     bad = wrong(result)
-    print(*bad, sep="\n", file=sys.stderr)
+    for line in bad:
+        print(line, file=sys.stderr)
     return 1 if bad else 0
 
 

@@ -284,6 +284,7 @@ def test_while_the_keeper_is_stopped_answers_go_on_and_its_own_pages_say_503(ser
         assert status == 200
         ids.append(headers["x-request-id"])
         assert noria.pids()["worker-0"] != worker
+        until(lambda: "the keeper is away" in (noria.home / "logs" / "worker-0.log").read_text(), 10.0, "nothing in the log")
     finally:
         os.kill(keeper, signal.SIGCONT)
     for one in ids:
@@ -304,8 +305,7 @@ def test_a_keeper_that_is_killed_again_and_again_costs_no_answer(serve, http) ->
     until(lambda: recorded(noria, ids[-1]), 20.0, "the keeper did not come back")
     assert all(recorded(noria, one) for one in ids)
     log = (noria.home / "logs" / "worker-0.log").read_text()
-    assert log.count("the keeper is away") <= 4, log
-    assert log.count("the keeper is back") >= 1, log
+    assert log.count("WARNING") <= 3, log  # not one for each attempt to reach it
 
 
 def test_an_answer_is_visible_soon_after_it_ended(serve, http) -> None:

@@ -27,6 +27,8 @@ log = logging.getLogger("noria.worker")
 
 FIRST_RETRY, LAST_RETRY = 0.1, 2.0
 """Seconds between attempts to reach a keeper that is away."""
+WORTH_A_WORD = 2.0
+"""Seconds for which a keeper may be away without a line in the log: at a start, or a restart, it always is for a moment."""
 
 
 class SystemClock:
@@ -54,7 +56,6 @@ class Worker:
         self.limits = Limits(self.link, self.clock, workers=workers)
         self._subject_key = b""
         self._unsaved: Snapshot | None = None
-        self._keeper_away = ""
         self._configured = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._bench = Bench(
@@ -132,25 +133,24 @@ class Worker:
             self._unsaved = None
 
     async def beat(self) -> None:
-        """Tell the keeper each second that this worker lives; log when the keeper goes and when it comes back."""
-        pause, said_at = FIRST_RETRY, 0.0
+        """Tell the keeper each second that this worker lives; log when it has been away for a moment, and when it is back."""
+        pause, gone, warned = FIRST_RETRY, 0.0, False
         while True:
             counts = self.spool.counts
-            beat = Heartbeat(self.name, os.getpid(), counts.dropped, counts.pending, self.spool.alarm)
             try:
-                await self.link.beat(beat)
+                await self.link.beat(Heartbeat(self.name, os.getpid(), counts.dropped, counts.pending, self.spool.alarm))
             except StoreError as e:
-                if not self._keeper_away:
-                    said_at = time.monotonic()
-                    log.warning("the keeper is away, answers go on and traces wait in the spool: %s", e.text)
-                self._keeper_away = e.text
+                gone = gone or time.monotonic()
+                if not warned and time.monotonic() - gone >= WORTH_A_WORD:
+                    warned = True
+                    log.warning("the keeper is away: answers go on, traces wait in the spool. %s", e.text)
                 self.metrics.keeper(up=False)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAST_RETRY)
                 continue
-            if self._keeper_away:
-                log.info("the keeper is back after %.1f s", time.monotonic() - said_at)
-            self._keeper_away, pause = "", FIRST_RETRY
+            if warned:
+                log.info("the keeper is back after %.1f s", time.monotonic() - gone)
+            pause, gone, warned = FIRST_RETRY, 0.0, False
             self.metrics.keeper(up=True)
             await asyncio.sleep(1.0)
 

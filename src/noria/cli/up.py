@@ -86,7 +86,7 @@ def _speak_of_language(plan: Plan) -> None:
     ]:
         return
     click.echo(
-        "内置模型 smollm2-135m 只能用英文回答。若要中文，可运行 noria models add qwen2.5-coder-0.5b（许可与作者未注明，请自行判断），"
+        "内置模型 smollm2-135m 只能用英文回答。若要中文，可运行 noria models add qwen2.5-coder-0.5b --accept（许可与作者未注明，请自行判断），"
         "用 noria models add 名称 --file 路径 添加自己的 GGUF，或在 noria.yaml 中接入 DeepSeek、Qwen、Moonshot 等服务。\n"
         "The embedded model answers in English only; the choices for Chinese are named above and in docs/how-to/chinese.md."
     )

@@ -71,8 +71,8 @@ def writer(folder: Path) -> Iterator[Any]:
 
     def write(name: str, *ids: str) -> None:
         spool = made.setdefault(name, SpoolWriter(folder, name))
-        for id in ids:
-            spool.append(encode(row(id)))
+        for one in ids:
+            spool.append(encode(row(one)))
         spool.sync()
 
     yield write

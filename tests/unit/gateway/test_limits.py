@@ -274,7 +274,7 @@ async def test_a_caller_who_leaves_during_a_renewal_loses_nothing_of_the_budget(
 )
 def test_a_budget_is_never_passed_and_every_nano_dollar_is_accounted_for(budget, costs, workers, leavers, seed) -> None:
     async def one(limits: Limits, share: float | None, pause: int) -> int:
-        x, money = await limits.reserve(ask(funded(budget), max_tokens=20))
+        _, money = await limits.reserve(ask(funded(budget), max_tokens=20))
         try:
             for _ in range(pause):
                 await asyncio.sleep(0)
