@@ -16,7 +16,30 @@ SOURCE = ROOT / "src" / "noria"
 MODULES = sorted(SOURCE.rglob("*.py"))
 MAX_MODULE, MAX_FUNCTION, MAX_POSITIONAL = 600, 60, 5
 MAY_CATCH_ALL = {"contracts/error.py", "kit/step.py"}
-PACKAGES = ["journeys", "transform", "ground", "guard", "gateway", "providers", "data", "adapt", "evaluate", "release", "observe", "checks", "govern", "engines", "dialects", "kit", "contracts", "api", "web", "cli", "app", "settings"]
+PACKAGES = [
+    "journeys",
+    "transform",
+    "ground",
+    "guard",
+    "gateway",
+    "providers",
+    "data",
+    "adapt",
+    "evaluate",
+    "release",
+    "observe",
+    "checks",
+    "govern",
+    "engines",
+    "dialects",
+    "kit",
+    "contracts",
+    "api",
+    "web",
+    "cli",
+    "app",
+    "settings",
+]
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

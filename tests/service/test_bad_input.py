@@ -162,7 +162,10 @@ def test_a_key_of_another_app_is_403_and_says_what_it_may(noria) -> None:
 def test_an_expired_key_is_401(noria) -> None:
     made = noria.api("POST", "/api/keys", {"expires_in_days": 1e-9}).json
     end = time.monotonic() + 5
-    while "expired" not in (answer := noria.chat("support", headers={"authorization": f"Bearer {made['key']}"})).json["error"]["message"]:
+    while (
+        "expired"
+        not in (answer := noria.chat("support", headers={"authorization": f"Bearer {made['key']}"})).json["error"]["message"]
+    ):
         assert time.monotonic() < end, answer.body
         time.sleep(0.05)
     refused_and_recorded(noria, answer, 401, "invalid_api_key")

@@ -23,7 +23,9 @@ def noria(serve_once, mirror, caller):
         "private": [{"pii": {"action": "mask"}}],
         "safe": ["secrets", "pii"],
         "quiet": [{"pii": {"action": "flag"}}],
-        "polite": [{"denylist": {"on": "output", "action": "block", "terms": ["forbidden fruit", "禁果"], "message": "Not here."}}],
+        "polite": [
+            {"denylist": {"on": "output", "action": "block", "terms": ["forbidden fruit", "禁果"], "message": "Not here."}}
+        ],
         "tidy": [{"denylist": {"on": "output", "action": "mask", "terms": ["forbidden fruit", "禁果"]}}],
     }
     prompts = {"host": {"text": "You are {{ name }}, in {{city}}."}}
@@ -220,7 +222,9 @@ def test_a_missing_variable_is_named(noria) -> None:
 
 
 def test_old_turns_are_dropped_to_fit_the_window_and_reported(noria, mirror) -> None:
-    turns = [{"role": r, "content": f"turn {i} " + "lorem ipsum " * 12 + "end"} for i in range(6) for r in ("user", "assistant")]
+    turns = [
+        {"role": r, "content": f"turn {i} " + "lorem ipsum " * 12 + "end"} for i in range(6) for r in ("user", "assistant")
+    ]
     messages = [{"role": "system", "content": "Be kind."}, *turns, {"role": "user", "content": "the question"}]
     answer = noria.post("/v1/chat/completions", {"model": "narrow", "messages": messages, "max_tokens": 50})
     assert answer.status == 200

@@ -117,7 +117,9 @@ def test_the_admin_token_can_be_exchanged_for_a_session(noria) -> None:
     assert noria.send("GET", "/api/status", headers=session).status == 200
 
 
-@pytest.mark.parametrize("path", ["/internal/snapshot", "/%69nternal/snapshot", "/internal/../internal/snapshot", "/internal/x"])
+@pytest.mark.parametrize(
+    "path", ["/internal/snapshot", "/%69nternal/snapshot", "/internal/../internal/snapshot", "/internal/x"]
+)
 @pytest.mark.parametrize("relayed", [None, "0", ""])
 def test_internal_calls_are_unreachable_from_the_network(noria, path, relayed) -> None:
     headers = {"authorization": f"Bearer {noria.token}"} | ({"x-noria-relayed": relayed} if relayed is not None else {})
@@ -178,7 +180,11 @@ def test_an_address_beyond_this_machine_makes_keys_mandatory(serve_once, caller)
 
 
 def test_app_keys_never_open_management(keyed) -> None:
-    for name, value in (("authorization", f"Bearer {keyed.key}"), ("x-api-key", keyed.key), ("cookie", f"noria_session={keyed.key}")):
+    for name, value in (
+        ("authorization", f"Bearer {keyed.key}"),
+        ("x-api-key", keyed.key),
+        ("cookie", f"noria_session={keyed.key}"),
+    ):
         keyed.send("GET", "/api/keys", headers={name: value}).refuses(401, "admin_required")
 
 

@@ -20,7 +20,18 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-KINDS = ("slow-30", "cut", "garbage", "status-500", "status-503", "status-401", "status-400", "retry-after", "hang-up", "pause-30")
+KINDS = (
+    "slow-30",
+    "cut",
+    "garbage",
+    "status-500",
+    "status-503",
+    "status-401",
+    "status-400",
+    "retry-after",
+    "hang-up",
+    "pause-30",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +39,8 @@ def noria(serve_once, upstream, mirror, caller):
     """Each behaviour `x` is served alone by app `x`, and before a good one by app `x+`."""
     times = {"connect": 1, "first": 0.4, "idle": 0.5, "total": 20}
     models = {
-        kind: {"provider": "openai_compatible", "url": upstream.url, "model": kind, "timeouts": times} for kind in (*KINDS, "ok")
+        kind: {"provider": "openai_compatible", "url": upstream.url, "model": kind, "timeouts": times}
+        for kind in (*KINDS, "ok")
     }
     models["refused"] = {"provider": "openai_compatible", "url": f"http://127.0.0.1:{free_port()}/v1", "model": "x"}
     models["endless"] = {"provider": "openai_compatible", "url": mirror.url, "model": "endless"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -33,6 +34,9 @@ async def serve_worker(home: Path, slot: int, listener: socket.socket, *, worker
     gateway = Gateway(part, () if host in ("127.0.0.1", "localhost", "::1") else (host,))
     server = HttpServer(gateway.handle, limits=gateway.limits(), error=gateway.refused)
     await server.start(listener)
+    gc.collect()
+    gc.freeze()  # what start-up made stays: no collection needs to walk it again
+    gc.set_threshold(20_000, 20, 50)
     beating = asyncio.create_task(part.beat())
     await until()
     part.draining = True

@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from noria.contracts.error import NoriaError, Unavailable
-from noria.settings import config_path, home
+from noria.settings import home
 
 
 class Refused(NoriaError):

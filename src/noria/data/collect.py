@@ -103,7 +103,9 @@ def messages_of(row: dict[str, Any]) -> Messages:
         return [{"role": "user", "content": text}]
     for key in _TEXT_KEYS:
         value: Any = row.get(key)
-        words: Any = value.get("text") if isinstance(value, dict) else value  # OpenAssistant keeps a prompt's text one level down
+        words: Any = (
+            value.get("text") if isinstance(value, dict) else value
+        )  # OpenAssistant keeps a prompt's text one level down
         if isinstance(words, str) and words.strip():
             return [{"role": "user", "content": words}]
     return []

@@ -286,8 +286,9 @@ class Relay:
 
         return edit_answer(body, edit)
 
-    def settle(self) -> None:
-        """Write what is known into the account, however the exchange ended; never raises."""
+    def settle(self, x: Exchange) -> None:
+        """Write what is known into the account, however the exchange ended; never raises. `x` is as far as it came."""
+        self._x = x
         account = self._account
         if self._x.stream:
             facts = self._reader

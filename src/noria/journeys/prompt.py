@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from noria.contracts.error import Blocked, NoriaError
 from noria.contracts.exchange import Exchange
 from noria.contracts.stage import Inward, InwardAsync, Outlet, Outward
-from noria.contracts.trace import Attempt, ExchangeRow
+from noria.contracts.trace import ExchangeRow
 from noria.contracts.verdict import Ruling
 from noria.dialects.openai import write_messages, write_request
 from noria.gateway.limits import Limits
@@ -97,6 +97,7 @@ async def answer(x: Exchange, house: House, out: Outlet) -> None:
         x = run(house.admit, x)
         parts = house.parts(x)
         x, money = await house.limits.reserve(x)
+        account.reserved = money.amount if money else None
         x = run(parts.normalize, x)
         x = run(parts.template, x)
         x = await wait(parts.memory, x)
@@ -116,9 +117,9 @@ async def answer(x: Exchange, house: House, out: Outlet) -> None:
         account.error = e
         raise
     finally:
-        relay.settle()
+        relay.settle(x)
         if money is not None:
-            money.settle(0 if unbilled(account.attempts) else account.cost()[0])
+            money.settle(account.cost()[0])
         row = house.close(x, account)
     relay.end(row)
 
@@ -146,15 +147,10 @@ def written(x: Exchange) -> Exchange:
     return replace(x, body={**x.body, "messages": write_messages(x.messages, x.body["messages"])}, edited=False)
 
 
-def unbilled(attempts: list[Attempt]) -> bool:
-    """Whether no endpoint did any work: each refused the call, or could not be reached."""
-    return all((a.status or 0) >= 400 or a.error == "upstream_refused" or not a.took_ns for a in attempts)
-
-
 def refuse(x: Exchange, house: House, out: Outlet, error: NoriaError) -> None:
     """Answer and record a request that could not even be read; nothing of its body is kept."""
     account = house.open(x)
     account.error = error
     relay = Relay(x, account, out)
-    relay.settle()
+    relay.settle(x)
     relay.end(house.close(x, account))

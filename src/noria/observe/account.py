@@ -17,7 +17,7 @@ class Account:
 
     __slots__ = (
         "answer", "answer_is_sse", "attempts", "cut_tokens", "endpoint", "error", "finish_reason", "first_ns",
-        "model_ns", "request", "rulings", "served_model", "status", "upstream_id", "usage", "watch",
+        "model_ns", "request", "reserved", "rulings", "served_model", "status", "upstream_id", "usage", "watch",
     )  # fmt: skip
 
     def __init__(self, watch: Stopwatch) -> None:
@@ -39,12 +39,16 @@ class Account:
         self.answer = b""
         self.answer_is_sse = False
         self.cut_tokens = 0
+        self.reserved: int | None = None
+        """Nano-dollars set aside under a budget."""
 
     def cost(self) -> tuple[int | None, CostStatus]:
         """Nano-dollars and how they are known; an unknown price or count is unknown, never 0."""
         price = self.endpoint.price if self.endpoint else None
-        if self.endpoint is None and self.error is not None:
+        if (self.endpoint is None and self.error is not None) or unbilled(self.attempts):
             return 0, "exact"
+        if self.usage.input is None and self.reserved is not None:
+            return self.reserved, "estimated"  # who began to answer may bill: the key pays what was set aside
         if price is None or self.usage.input is None:
             return None, "unknown"
         return price_of(price, self.usage), "exact"
@@ -94,6 +98,11 @@ class Account:
             worker=worker,
             cut_tokens=self.cut_tokens,
         )
+
+
+def unbilled(attempts: Sequence[Attempt]) -> bool:
+    """Whether no endpoint did any work: each refused the call, or could not be reached."""
+    return bool(attempts) and all((a.status or 0) >= 400 or a.error == "upstream_refused" or not a.took_ns for a in attempts)
 
 
 def stage_times(times: Sequence[tuple[str, int, int]]) -> tuple[StageTime, ...]:

@@ -91,7 +91,7 @@ def test_a_restart_forgets_what_was_held() -> None:
     way.restart()
     way.feed(SAY + DONE)
     way.close(ModelReply(200))
-    way.settle()
+    way.settle(way._x)
     way.end(row(account))
     assert out.body == SAY + DONE == account.answer
 
@@ -166,7 +166,7 @@ def test_what_stages_hold_back_leaves_at_the_end() -> None:
     way.close(ModelReply(200))
     assert b'"AB"' in out.body
     assert b'"C"' in out.body
-    way.settle()
+    way.settle(way._x)
     assert [name for name, _, _ in account.watch.times] == ["rot"], "many small runs are one time"
     assert b"ABC" in account.answer
     assert way.text() == "ABC"
@@ -175,7 +175,7 @@ def test_what_stages_hold_back_leaves_at_the_end() -> None:
 def test_a_whole_answer_passes_the_same_stages() -> None:
     way, out, account = relay(replace(X, stream=False), Stage())
     way.close(ModelReply(200, b'{"choices":[{"message":{"content":"abc"}}]}', upstream_id="up1"))
-    way.settle()
+    way.settle(way._x)
     way.end(row(account))
     assert b'"ABC"' in out.body
     assert account.upstream_id == "up1"
@@ -186,7 +186,7 @@ def test_embeddings_pass_untouched_and_unrecorded() -> None:
     body = b'{"data":[{"embedding":[1]}],"model":"nano","usage":{"prompt_tokens":3,"total_tokens":3}}'
     way, out, account = relay(replace(X, stream=False, kind="embedding"), Stage())
     way.close(ModelReply(200, body))
-    way.settle()
+    way.settle(way._x)
     way.end(row(account))
     assert (out.body, account.answer, account.usage.input) == (body, b"", 3)
 
@@ -197,7 +197,7 @@ def test_nothing_is_kept_where_nothing_may_be_kept(stream: bool) -> None:
     if stream:
         way.feed(SAY)
     way.close(ModelReply(200, b'{"choices":[{"message":{"content":"abc"}}]}'))
-    way.settle()
+    way.settle(way._x)
     assert account.answer == b""
 
 
@@ -212,7 +212,7 @@ def test_nothing_is_kept_where_nothing_may_be_kept(stream: bool) -> None:
 def test_an_error_before_content_has_its_own_status(error: Any, status: int, code: str) -> None:
     way, out, account = relay()
     account.error = error
-    way.settle()
+    way.settle(way._x)
     way.end(row(account))
     assert out.heads[0][0] == status == account.status
     assert out.heads[0][1]["content-type"] == "application/json"
@@ -224,7 +224,7 @@ def test_an_error_after_content_is_a_frame_and_the_status_stays() -> None:
     way, out, account = relay()
     way.feed(SAY)
     account.error = UpstreamError("cut", code="upstream_cut", started=True)
-    way.settle()
+    way.settle(way._x)
     way.end(row(account))
     assert len(out.heads) == 1
     assert out.body.startswith(SAY + b'data: {"error":')
@@ -236,7 +236,7 @@ def test_frames_that_cannot_be_joined_do_not_keep_an_exchange_from_being_recorde
     way, _, account = relay(X, Stage())
     way.feed(SAY + b'data: {"choices":[1]}\n\n')
     assert way._error.code == "bad_upstream_response"
-    way.settle()
+    way.settle(way._x)
     assert account.answer.startswith(b"{"), "joined as far as may be"
 
 

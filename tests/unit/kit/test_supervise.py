@@ -179,6 +179,21 @@ def test_a_log_continues_what_an_earlier_process_wrote(tmp_path):
     assert (tmp_path / "a.log").read_bytes() == b"one\ntwo\n"
 
 
+def test_what_the_disk_refuses_is_lost_from_the_log_and_nothing_else(tmp_path):
+    blocked = tmp_path / "logs"
+    blocked.write_text("a file where the folder should be")
+    log = RotatingLog(blocked / "x.log")
+    log.write(b"gone\n")
+    assert log.lost == 5
+    blocked.unlink()
+    log.write(b"kept\n")
+    log.close()
+    log.write(b"and after a close\n")
+    log.close()
+    assert (blocked / "x.log").read_bytes() == b"kept\nand after a close\n"
+    assert log.lost == 5
+
+
 def test_a_held_lock_names_its_holder(tmp_path):
     with lock(tmp_path / "lock"), pytest.raises(Unavailable) as refused, lock(tmp_path / "lock"):
         pass
