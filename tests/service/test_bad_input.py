@@ -83,6 +83,9 @@ def test_what_is_no_json_object_is_refused(noria, body, says) -> None:
         ({"max_tokens": -1}, "integer_below_min_value", "max_tokens"),
         ({"variables": {"a": 1}}, "invalid_type", "variables"),
         ({"conversation": 3}, "invalid_type", "conversation"),
+        ({"conversation": "a\0b"}, "invalid_value", "conversation"),
+        ({"conversation": "a" * 513}, "invalid_value", "conversation"),
+        ({"n": 10**30}, "integer_above_max_value", "n"),
     ],
     ids=lambda v: json.dumps(v)[:40] if isinstance(v, dict) else None,
 )

@@ -52,6 +52,7 @@ def test_embeddings_come_as_floats_and_as_base64(noria) -> None:
     packed = noria.post("/v1/embeddings", {"model": "vec", "input": ["hello", "世界"], "encoding_format": "base64"})
     read = [struct.unpack("<8f", base64.b64decode(d["embedding"])) for d in packed.json["data"]]
     assert read == [pytest.approx(v, abs=1e-6) for v in floats]
+    assert noria.post("/v1/embeddings", {"model": "vec", "input": "hello", "stream": True}).json["data"], "nothing to stream"
     row = noria.row(plain.id)
     assert (row["kind"], row["outcome"], row["tokens_in"], row["served_model"]) == ("embedding", "ok", 3, "vec-1")
     noria.post("/v1/embeddings", {"model": "vec", "input": []}).refuses(400, None, param="input")

@@ -36,6 +36,8 @@ KINDS: dict[str, Kind] = {
 }
 NOT_RELAYED = FRAMING | {"te", "trailer", "upgrade", "proxy-connection", "expect", "x-noria-relayed"}
 JSON = ("content-type", "application/json")
+LONGEST_NAME = 512
+"""Characters of a conversation's name."""
 AWAY = "The console and the management API are away for a moment; answers go on."
 INTERNAL = error_body("Noria made a mistake with this request.", "server_error", None, "internal_error")
 
@@ -229,10 +231,16 @@ class Gateway:
     def _read(self, x: Exchange, body: bytes) -> Exchange:
         fields = read_request(body)
         head = read_head(x.kind, fields)
+        if len(head.conversation) > LONGEST_NAME or "\0" in head.conversation:
+            raise RequestError(
+                f"'conversation' must have at most {LONGEST_NAME} characters and no NUL.",
+                code="invalid_value",
+                param="conversation",
+            )
         return replace(
             x,
             model=head.model,
-            stream=head.stream,
+            stream=head.stream and x.kind != "embedding",  # there is nothing to stream; the endpoints ignore it too
             body=fields,
             subject=self.worker.subject(head.user),
             conversation=head.conversation,

@@ -35,9 +35,9 @@ class NewKey(BaseModel):
 
     name: str = Field("", max_length=200, description="For people.")
     apps: list[str] = Field([], description="Apps it may use; empty = all.")
-    budget_usd: float | None = Field(None, ge=0, description="Hard limit in US dollars, for its whole life.")
-    rpm: int | None = Field(None, ge=1, description="Requests per minute.")
-    expires_in_days: float | None = Field(None, gt=0)
+    budget_usd: float | None = Field(None, ge=0, le=1e9, description="Hard limit in US dollars, for its whole life.")
+    rpm: int | None = Field(None, ge=1, le=10**9, description="Requests per minute.")
+    expires_in_days: float | None = Field(None, gt=0, le=36_500)
 
 
 class Login(BaseModel):
