@@ -30,7 +30,9 @@ _UNIT = {"": 1e-6, "k": 1e-3, "M": 1.0, "G": 1e3}
 def main(argv: list[str]) -> None:
     """Do the named steps in order."""
     if sys.version_info < (3, 11):
-        sys.exit(f"Noria needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11 up")
+        sys.exit(
+            f"Noria needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11 up"
+        )
     steps = {"core": core, "dev": dev, "console": console, "models": models}
     unknown = [a for a in argv if a not in steps]
     if unknown or not argv:

@@ -131,7 +131,7 @@ def test_a_missing_output_limit_is_injected_under_a_budget_only(noria, caller, m
 
 def test_an_unknown_price_is_refused_under_a_budget(noria, caller) -> None:
     answer = with_key(noria, caller, budget_usd=5).chat("unpriced")
-    error = answer.refuses(429, "price_unknown", type="rate_limit_error")
+    error = answer.refuses(429, "price_unknown", type="insufficient_quota")
     assert "noria.yaml" in error["message"]
     assert noria.row(answer.id)["attempts"] == []
     free = with_key(noria, caller).chat("unpriced")

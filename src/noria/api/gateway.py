@@ -35,6 +35,8 @@ KINDS: dict[str, Kind] = {
     "/v1/embeddings": "embedding",
 }
 NOT_RELAYED = FRAMING | {"te", "trailer", "upgrade", "proxy-connection", "expect", "x-noria-relayed"}
+PROBES = frozenset({"/livez", "/readyz"})
+"""Asked by orchestrators under whatever address the machine has; they tell nothing but a word."""
 JSON = ("content-type", "application/json")
 LONGEST_NAME = 512
 """Characters of a conversation's name."""
@@ -133,7 +135,7 @@ class Gateway:
     def _route(self, request: Request) -> None:
         path = request.path
         house = self.worker.house
-        if not admitted(request.headers, (*self._hosts, *(house.snapshot.hosts if house else ()))):
+        if path not in PROBES and not admitted(request.headers, (*self._hosts, *(house.snapshot.hosts if house else ()))):
             raise RequestError(
                 "This Host or Origin is not served here.", code="foreign_host", status=403,
                 hint="Add the name to `serve.hosts` in noria.yaml.",

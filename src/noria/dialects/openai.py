@@ -214,6 +214,7 @@ _FIELDS: dict[str, tuple[msgspec.json.Decoder[Any], str]] = {
     "stream": (msgspec.json.Decoder(bool | None), "true or false"),
     "stream_options": (msgspec.json.Decoder(_StreamOptions | None), "an object with a boolean 'include_usage'"),
     "n": (msgspec.json.Decoder(int | None), "an integer"),
+    "stop": (msgspec.json.Decoder(str | list[str] | None), "a string or a list of strings"),
     "user": (msgspec.json.Decoder(str | None), "a string"),
     "safety_identifier": (msgspec.json.Decoder(str | None), "a string"),
     "conversation": (msgspec.json.Decoder(str | _Conversation | None), "a string, or an object with a string 'id'"),

@@ -46,7 +46,7 @@ def error_answer(error: NoriaError) -> tuple[int, Headers, bytes]:
         return 503, _waiting(error.retry_after or 1.0), _body(error, "service_unavailable", "unavailable")
     headers = _waiting(error.retry_after)
     if isinstance(error, LimitExceeded):
-        if error.code == "insufficient_quota":
+        if error.code in ("insufficient_quota", "price_unknown"):  # waiting mends neither
             return 429, [*headers, _NO_RETRY], _body(error, "insufficient_quota")
         return 429, headers, _body(error, error.type, "rate_limit_exceeded")
     return error.status, headers, _body(error, error.type)

@@ -343,8 +343,10 @@ def assemble(stream: bytes) -> dict[str, Any]:
     choices: dict[int, dict[str, Any]] = {}
     for frame in [*splitter.feed(stream), splitter.rest()]:
         chunk = _json_of(frame)
-        for choice in chunk.pop("choices", None) or ():
-            _join_choice(choices, choice)
+        given = chunk.pop("choices", None)
+        for choice in given if isinstance(given, list) else ():
+            if isinstance(choice, dict):
+                _join_choice(choices, choice)
         whole |= {key: value for key, value in chunk.items() if value is not None or key not in whole}
     whole["object"] = "text_completion" if any("text" in choice for choice in choices.values()) else "chat.completion"
     return whole | {"choices": [choices[index] for index in sorted(choices)]}
@@ -358,7 +360,8 @@ def _json_of(frame: bytes) -> dict[str, Any]:
 
 
 def _join_choice(choices: dict[int, dict[str, Any]], chunk: dict[str, Any]) -> None:
-    index = chunk.get("index") or 0
+    given = chunk.get("index")
+    index = given if isinstance(given, int) else 0
     choice = choices.setdefault(index, {"index": index, "finish_reason": None})
     if chunk.get("finish_reason"):
         choice["finish_reason"] = chunk["finish_reason"]

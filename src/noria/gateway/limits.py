@@ -75,19 +75,22 @@ class Limits:
         self.unchecked = 0
         """Requests let through because the keeper was away (rate limits only; money never)."""
 
+    async def rate(self, x: Exchange) -> None:
+        """Count one request of the key. Raises `LimitExceeded` (429) where the minute is full."""
+        if x.key is not None and x.key.rpm is not None:
+            self.evaluated += 1
+            await self._request(x.key, x.key.rpm)
+
     async def reserve(self, x: Exchange) -> tuple[Exchange, Reservation | None]:
         """The Exchange, bounded in cost where its key has a budget, and the money set aside for it.
 
+        `x` is what the model will be sent, so that the prompt template and remembered turns are counted.
         Raises `LimitExceeded` (429) or `Unavailable` (503).
         """
         key = x.key
-        if key is None or (key.rpm is None and key.budget_nanousd is None):
+        if key is None or key.budget_nanousd is None:
             return x, None
         self.evaluated += 1
-        if key.rpm is not None:
-            await self._request(key, key.rpm)
-        if key.budget_nanousd is None:
-            return x, None
         if x.kind != "embedding" and output_limit(x) is None:
             x = replace(x, body={**x.body, "max_tokens": Raw(b"%d" % DEFAULT_OUTPUT)})
         return x, await self._money(x, key, key.budget_nanousd)

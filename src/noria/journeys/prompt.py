@@ -96,14 +96,15 @@ async def answer(x: Exchange, house: House, out: Outlet) -> None:
     try:
         x = run(house.admit, x)
         parts = house.parts(x)
-        x, money = await house.limits.reserve(x)
-        account.reserved = money.amount if money else None
+        await house.limits.rate(x)
         x = run(parts.normalize, x)
         x = run(parts.template, x)
         x = await wait(parts.memory, x)
         x = await wait(parts.window, x)  # after memory: what is remembered must fit too
         x = guarded(parts, x, account)
-        sent = written(x)  # x keeps the caller's own body: memory must know what is new in it
+        # x keeps the caller's own body: memory must know what is new in it
+        sent, money = await house.limits.reserve(written(x))
+        account.reserved = money.amount if money else None
         if parts.record_bodies:
             account.request = recordable(sent)
         relay.open(x, parts.outward, parts.restore, keep=parts.record_bodies)

@@ -11,6 +11,9 @@ from blake3 import blake3
 _HEX = "0123456789abcdef"
 _pool = b""
 _used = 0
+_TAIL = (1 << 74) - 1
+_last = (0, 0)
+"""Milliseconds and tail of the last id made from the clock."""
 
 
 def _random(n: int) -> bytes:
@@ -28,13 +31,27 @@ def _random(n: int) -> bytes:
 def uuid7(now_ns: int | None = None) -> str:
     """A UUIDv7 as 36 characters: 48 bits of milliseconds, then 74 random bits.
 
+    Ids that this process makes in one millisecond (or while the clock stands back) rise too: the random
+    bits go up by a random step (RFC 9562 §6.2, method 2).
+
     >>> len(uuid7()), uuid7(0)[14]
     (36, '7')
     """
-    ms = (time.time_ns() if now_ns is None else now_ns) // 1_000_000
-    r = _random(10)
-    tail = bytes((0x70 | r[0] & 0x0F, r[1], 0x80 | r[2] & 0x3F)) + r[3:]
-    h = f"{ms & 0xFFFFFFFFFFFF:012x}" + tail.hex()
+    global _last  # noqa: PLW0603  the last id is what the next one must exceed
+    if now_ns is not None:
+        return _uuid7(now_ns // 1_000_000, int.from_bytes(_random(10), "big") & _TAIL)
+    ms = time.time_ns() // 1_000_000
+    if ms > _last[0]:
+        _last = (ms, int.from_bytes(_random(10), "big") & _TAIL >> 1)  # the top bit is room to rise
+    else:
+        _last = (_last[0], _last[1] + 1 + int.from_bytes(_random(4), "big"))
+    return _uuid7(*_last)
+
+
+def _uuid7(ms: int, tail: int) -> str:
+    """The text of a UUIDv7 from its time and its 74 other bits."""
+    value = (ms & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | (tail >> 62 & 0xFFF) << 64 | 0b10 << 62 | tail & (1 << 62) - 1
+    h = f"{value:032x}"
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 

@@ -377,3 +377,10 @@ def test_joining_keeps_an_error_and_survives_garbage():
     assert got["error"] == {"message": "cut"}
     assert got["choices"][0]["message"]["content"] == "a"
     assert assemble(b"")["choices"] == []
+
+
+def test_a_stream_with_odd_choices_is_joined_without_them() -> None:
+    stream = b'data: {"choices":[1,{"index":"x","delta":{"content":"a"}}]}\n\ndata: {"choices":7}\n\n'
+    assert assemble(stream)["choices"] == [
+        {"index": 0, "finish_reason": None, "message": {"role": "assistant", "content": "a"}}
+    ]

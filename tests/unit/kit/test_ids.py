@@ -99,3 +99,10 @@ def test_a_keyed_digest_is_known_to_holders_of_the_key_only() -> None:
     one, two = b"1" * 32, b"2" * 32
     assert keyed(one, b"data") == keyed(one, b"data")
     assert len({keyed(one, b"data"), keyed(two, b"data"), digest(b"data"), keyed(one, b"other")}) == 4
+
+
+def test_ids_made_one_after_the_other_rise_even_within_a_millisecond() -> None:
+    made = [uuid7() for _ in range(5000)]
+    assert made == sorted(made)
+    assert len(set(made)) == len(made)
+    assert all(i[14] == "7" and i[19] in "89ab" for i in made)
