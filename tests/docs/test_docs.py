@@ -27,7 +27,8 @@ from noria.settings import Settings, loads
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "noria"
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PLAN = ROOT / "docs" / "design.md"  # speaks of what is to be as well
+DOCUMENTS = [p for p in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))) if p != PLAN]
 BY_HAND = [d for d in DOCUMENTS if d.parent.name != "reference"]
 
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)

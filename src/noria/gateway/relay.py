@@ -131,7 +131,6 @@ class Relay:
         self._whole: bytes | None = None
         self._error: NoriaError | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._overhead_ns = 0
         self._keep = False
         self._begin()
 
@@ -330,7 +329,6 @@ class Relay:
 
     def end(self, row: ExchangeRow) -> None:
         """The last bytes: the whole answer, the end of the stream, or the error. The exchange is recorded."""
-        self._overhead_ns = row.overhead_ns
         error = self._account.error
         if isinstance(error, NoriaError):
             self._refuse(error)
