@@ -126,6 +126,7 @@ def test_a_body_above_the_configured_limit_is_refused(noria) -> None:
         answer = noria.post(CHAT, body)
         error = answer.refuses(413, "body_too_large")
         assert str(128 * 1024) in error["message"]
+        assert len(answer.headers["x-request-id"]) == 36
     end = time.monotonic() + 10
     while noria.api("GET", "/api/traces?filter=error%3Dbody_too_large").json["total"] < before + 2:
         assert time.monotonic() < end

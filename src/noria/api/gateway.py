@@ -184,13 +184,13 @@ class Gateway:
         house = self.worker.house
         return Limits(max_body=house.snapshot.body_limit) if house else Limits()
 
-    def refused(self, status: int, code: str, message: str) -> bytes:
-        """The body for a request that the HTTP layer refuses; one that was too large is recorded like any other."""
+    def refused(self, status: int, code: str, message: str) -> tuple[list[tuple[str, str]], bytes]:
+        """Headers and body for a request that the HTTP layer refuses; one that was too large is recorded like any other."""
         error = RequestError(message, code=code, status=status)
-        house = self.worker.house
-        if status == 413 and house is not None:
-            refuse(self._exchange("chat", {}, ""), house, Nowhere(), error)
-        return error_answer(error)[2]
+        x = self._exchange("chat", {}, "")
+        if status == 413 and self.worker.house is not None:
+            refuse(x, self.worker.house, Nowhere(), error)
+        return [("x-request-id", x.id)], error_answer(error)[2]
 
     # -- /v1 ----------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from typing import cast
 
 import msgspec
 
-from noria.kit.http_head import header_lines, status_line
+from noria.kit.http_head import Headers, header_lines, status_line
 from noria.kit.http_request import Buffered, Limits, Refusal, Request, RequestReader
 from noria.kit.http_response import Response
 from noria.kit.http_sweep import Sweep
@@ -27,8 +27,8 @@ from noria.kit.http_sweep import Sweep
 __all__ = ["HttpProtocol", "HttpServer", "Limits", "Request", "Response"]
 
 Handler = Callable[[Request], None]
-ErrorBody = Callable[[int, str, str], bytes]
-"""(status, code, message) → the JSON body of an answer that the handler never sees the request of."""
+ErrorAnswer = Callable[[int, str, str], tuple[Headers, bytes]]
+"""(status, code, message) → more headers and the JSON body of an answer that the handler never sees the request of."""
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TIMEOUT = Refusal(408, "request_timeout", "The request did not arrive in time.")
@@ -36,9 +36,9 @@ _LEAVING = Refusal(503, "draining", "The server is going away. Try again.")
 _FULL = Refusal(503, "too_many_connections", "The server has no connection to spare. Try again later.")
 
 
-def error_body(status: int, code: str, message: str) -> bytes:
-    """The default `ErrorBody`."""
-    return msgspec.json.encode({"error": {"status": status, "code": code, "message": message}})
+def error_answer(status: int, code: str, message: str) -> tuple[Headers, bytes]:
+    """The default `ErrorAnswer`."""
+    return [], msgspec.json.encode({"error": {"status": status, "code": code, "message": message}})
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -276,8 +276,8 @@ class HttpProtocol(asyncio.Protocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Answer and close, but listen on for a while: closing with unread bytes would reset the answer away."""
         self._closing = True
-        body = self._server.error(refusal.status, refusal.code, refusal.message)
-        head = header_lines([("content-type", "application/json")])
+        headers, body = self._server.error(refusal.status, refusal.code, refusal.message)
+        head = header_lines([("content-type", "application/json"), *headers])
         framing = f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         data = f"{status_line(refusal.status)}{head}{self.date}{framing}".encode("latin-1") + body
         self._server.bytes_out += len(data)
@@ -289,7 +289,7 @@ class HttpProtocol(asyncio.Protocol):
 class HttpServer:
     """Serves on one inherited socket or unix path; counters are plain integers."""
 
-    def __init__(self, handler: Handler, *, limits: Limits | None = None, error: ErrorBody = error_body) -> None:
+    def __init__(self, handler: Handler, *, limits: Limits | None = None, error: ErrorAnswer = error_answer) -> None:
         self.handler = handler
         self.limits = limits = limits or Limits()
         self.error = error

@@ -10,7 +10,7 @@ import uvloop
 
 from noria.kit.http_head import header_lines
 from noria.kit.http_request import Limits
-from noria.kit.http_server import HttpServer, error_body
+from noria.kit.http_server import HttpServer, error_answer
 
 
 def on_uvloop(test):
@@ -22,7 +22,7 @@ def on_uvloop(test):
 
 
 @asynccontextmanager
-async def serving(handler, *, error=error_body, path=None, **limits):
+async def serving(handler, *, error=error_answer, path=None, **limits):
     server = HttpServer(handler, limits=Limits(**limits), error=error)
     if path is None:
         sock = socket.socket()
@@ -216,10 +216,14 @@ async def test_a_too_large_body_is_refused_before_it_is_read():
 
 @on_uvloop
 async def test_refusals_have_the_shape_that_the_caller_gives_them():
-    async with serving(echo, error=lambda status, code, message: f"{status}|{code}".encode()) as (_, connect):
+    async with serving(echo, error=lambda status, code, message: ([("x-why", code)], f"{status}|{code}".encode())) as (
+        _,
+        connect,
+    ):
         reader, writer = await connect()
         writer.write(b"GET / HTTP/1.1\r\n\r\n")
-        assert (await read_answer(reader))[2] == b"400|host_missing"
+        _, headers, body = await read_answer(reader)
+        assert (headers["x-why"], body) == ("host_missing", b"400|host_missing")
 
 
 @on_uvloop
