@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: up core dev ui test test-slow lint format bench docs lock clean
 
 up: core            ## install what is missing, start Noria on 127.0.0.1:8000
-	@$(PYTHON) bootstrap.py console models
+	@$(PYTHON) bootstrap.py console-if-possible models
 	@$(BIN)/noria up $(ARGS)
 
 core:
