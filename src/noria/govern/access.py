@@ -33,7 +33,7 @@ def new_key(
     """A fresh key: its text, to be shown once, and its record."""
     text = KEY_PREFIX + base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
     key = Key(
-        id="key_" + uuid7(now_ns),
+        id="key_" + uuid7(),
         hash=digest(text.encode()),
         name=name,
         tenant=tenant,
