@@ -15,6 +15,7 @@ from noria.app.house import WiredHouse
 from noria.app.worker import Worker
 from noria.contracts.error import NoriaError, NotFound, RequestError, Unavailable
 from noria.contracts.exchange import Exchange, Kind
+from noria.contracts.stage import Ingress, Outlet
 from noria.dialects.openai import read_head, read_request
 from noria.dialects.openai_answer import write_model, write_models
 from noria.dialects.openai_error import error_answer, error_body
@@ -34,6 +35,8 @@ KINDS: dict[str, Kind] = {
     "/v1/completions": "completion",
     "/v1/embeddings": "embedding",
 }
+INGRESS: dict[str, Ingress] = {}
+"""Paths that speak another protocol than OpenAI's chat; their exchanges are of kind `chat`."""
 NOT_RELAYED = FRAMING | {"te", "trailer", "upgrade", "proxy-connection", "expect", "x-noria-relayed"}
 PROBES = frozenset({"/livez", "/readyz"})
 """Asked by orchestrators under whatever address the machine has; they tell nothing but a word."""
@@ -145,7 +148,7 @@ class Gateway:
             if request.method != "POST":
                 _wrong_method(request, "POST")
                 return
-            self._start(request, self._answer(request, kind))
+            self._start(request, self._answer(request, kind, INGRESS.get(path)))
         elif path.startswith("/v1"):
             self._listing(request)
         elif path in HEALTH:
@@ -194,18 +197,20 @@ class Gateway:
 
     # -- /v1 ----------------------------------------------------------------------------------------
 
-    async def _answer(self, request: Request, kind: Kind) -> None:
+    async def _answer(self, request: Request, kind: Kind, ingress: Ingress | None) -> None:
         house = self.worker.house
         if house is None:
             raise Unavailable("Noria is starting.", code="starting")
         x = self._bare(request, kind)
-        out = HttpOutlet(request.response)
+        out: Outlet = HttpOutlet(request.response)
+        if ingress is not None:
+            x = replace(x, dialect=ingress.dialect)
         try:
-            x = self._read(x, request.body)
+            x = self._read(x, request.body, ingress)
         except RequestError as e:
-            refuse(x, house, out, e)
+            refuse(x, house, ingress.outlet(x, out) if ingress is not None else out, e)
             return
-        await answer(x, house, out)
+        await answer(x, house, ingress.outlet(x, out) if ingress is not None else out)
 
     def _bare(self, request: Request, kind: Kind) -> Exchange:
         """What is known of an exchange before its body is read."""
@@ -230,8 +235,12 @@ class Gateway:
             tail_wanted=headers.get("x-noria-tail") == "1",
         )
 
-    def _read(self, x: Exchange, body: bytes) -> Exchange:
+    def _read(self, x: Exchange, body: bytes, ingress: Ingress | None = None) -> Exchange:
         fields = read_request(body)
+        if ingress is not None:
+            native = fields
+            fields, warnings = ingress.read(native)
+            x = replace(x, native=native, warnings=warnings)
         head = read_head(x.kind, fields)
         if len(head.conversation) > LONGEST_NAME or "\0" in head.conversation:
             raise RequestError(

@@ -9,7 +9,11 @@ import msgspec
 from noria.contracts.message import Message
 from noria.contracts.release import Key, Release
 
-Kind = Literal["chat", "completion", "embedding"]
+Kind = Literal["chat", "completion", "embedding", "moderation", "passthrough"]
+Dialect = Literal["openai", "responses", "anthropic", "gemini"]
+"""The wire protocol that a caller speaks. The journey itself works in `openai` (chat); the others are translated."""
+Priority = Literal["high", "normal", "low"]
+"""Who waits for whom where a limit has a queue; batches are `low`."""
 
 
 class Exchange(msgspec.Struct, frozen=True):
@@ -52,6 +56,16 @@ class Exchange(msgspec.Struct, frozen=True):
     """Whether the caller asked for the usage frame of a stream."""
     tail_wanted: bool = False
     """Whether the caller sent `x-noria-tail: 1`."""
+    dialect: Dialect = "openai"
+    native: dict[str, msgspec.Raw] = {}
+    """The request as the caller wrote it, where `dialect` is not `openai`: an endpoint that speaks it too gets this."""
+    tags: dict[str, str] = {}
+    """Attribution: the key's own tags and what `x-noria-tags: env=prod,feature=search` adds."""
+    priority: Priority = "normal"
+    cache_control: str = ""
+    """The caller's `Cache-Control` request header."""
+    warnings: tuple[str, ...] = ()
+    """What of the request could not be carried over into another protocol, one sentence each; recorded."""
 
 
 class ModelCall(msgspec.Struct, frozen=True):
@@ -62,15 +76,26 @@ class ModelCall(msgspec.Struct, frozen=True):
     stream: bool
     body: dict[str, msgspec.Raw]
     traceparent: str = ""
+    dialect: Dialect = "openai"
+    """What `body` is written in, and the answer is wanted in. Only endpoints that speak it are asked in another."""
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
-    """Token counts in OpenAI's sense: `input` includes `cached`, `output` includes `reasoning`."""
+    """Token counts in OpenAI's sense: `input` includes `cached`, `cache_write`, `audio_input` and `image_input`;
+    `output` includes `reasoning` and `audio_output`. Pricing splits them into disjoint classes. Fields are added at the end.
+    """
 
     input: int | None = None
     output: int | None = None
     cached: int = 0
     reasoning: int = 0
+    cache_write: int = 0
+    """Written to the provider's prompt cache for the ordinary (5 minutes) time."""
+    cache_write_long: int = 0
+    """Written for the long (1 hour) time, where the provider prices that apart."""
+    audio_input: int = 0
+    audio_output: int = 0
+    image_input: int = 0
 
 
 class ModelReply(msgspec.Struct, frozen=True):

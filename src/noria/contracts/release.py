@@ -42,6 +42,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     timeouts: Timeouts = Timeouts()
     options: dict[str, Any] = {}
     """What the provider's own `Config` accepts."""
+    region: str = ""
+    """Where it computes (`eu`, `us-east-1`, …), for data-residency constraints."""
     digests: dict[str, str] = {}
     """weights, tokenizer, template, engine: known for local models only."""
 
@@ -111,6 +113,48 @@ class Key(msgspec.Struct, frozen=True):
     created_ns: int = 0
     hint: str = ""
     """First and last characters, so that a person can tell keys apart."""
+    org: str = ""
+    team: str = ""
+    user: str = ""
+    """Whose key it is: names within the tenant, empty where it has none."""
+    tags: dict[str, str] = {}
+    """Attribution that every exchange of the key carries."""
+    endpoints: tuple[str, ...] = ()
+    """Request paths that it may call (`/v1/embeddings`, or `/v1/files*` with a star at the end); empty = all of `/v1`."""
+    guard: tuple[GuardRule, ...] = ()
+    """Checks that this key's exchanges pass besides those of the release."""
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """Money that a scope may spend in a window. Every budget that an exchange falls under must have room for it.
+
+    `scope` is `tenant`, or a kind and a name: `org:acme`, `team:search`, `user:ann`, `key:key_…`, `app:support`,
+    `tag:env=prod`. Windows begin at midnight of `zone` (an IANA name), weeks on Monday.
+    """
+
+    id: str
+    scope: str
+    nanousd: int
+    window: Literal["day", "week", "month", "total"] = "total"
+    zone: str = "UTC"
+    hard: bool = True
+    """False: nothing is refused, only told."""
+    alerts: tuple[float, ...] = (0.8, 1.0)
+    """Shares of the budget at which an event is written and the webhook is told, once a window each."""
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """How fast a scope (as in `Budget`) may ask. What is None is not limited."""
+
+    id: str
+    scope: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent: int | None = None
+    queue_seconds: float = 0.0
+    """How long a request may wait for its turn instead of getting 429; by priority, then in order of arrival."""
+    queue_size: int = 100
+    """How many may wait at once in one worker."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -129,3 +173,6 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Extra `Host` names accepted besides the loopback names (DESIGN §3a.13)."""
     body_limit: int = 16 * 1024 * 1024
     """Largest request body in bytes."""
+    budgets: tuple[Budget, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    """Of keys too: a key's own budget and rate appear here under `key:<id>`."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import msgspec
 
 from noria.contracts.error import NoriaError
-from noria.contracts.exchange import Exchange, ModelCall, ModelReply
+from noria.contracts.exchange import Dialect, Exchange, ModelCall, ModelReply
 from noria.contracts.release import Endpoint
 from noria.contracts.verdict import Cost, Field, Ruling, Scope, Verdict
 
@@ -187,6 +187,31 @@ class Outlet(Protocol):
 
     def end(self) -> None:
         """The body is complete."""
+        ...
+
+
+class Ingress(Protocol):
+    """A protocol that callers speak besides OpenAI's chat. The journey works in chat form: a request is translated on its
+    way in, and the outlet that `outlet` gives translates the answer, the stream or the error on its way out.
+
+    What chat cannot carry is refused where the caller depends on it, and otherwise said in a warning; never dropped silently.
+    """
+
+    dialect: Dialect
+
+    def read(self, fields: dict[str, msgspec.Raw]) -> tuple[dict[str, msgspec.Raw], tuple[str, ...]]:
+        """The request's top-level fields in chat form, and a sentence for each thing that chat cannot carry.
+
+        Raises `RequestError` that names the field (`param`).
+        """
+        ...
+
+    def outlet(self, x: Exchange, out: Outlet) -> Outlet:
+        """Takes an answer in chat form (or OpenAI's error body) and writes it into `out` in the caller's protocol."""
+        ...
+
+    def error(self, status: int, body: bytes) -> bytes:
+        """OpenAI's error body as the protocol has it."""
         ...
 
 

@@ -10,10 +10,12 @@ from typing import Literal
 
 import msgspec
 
-from noria.contracts.exchange import Kind, Usage
+from noria.contracts.exchange import Dialect, Kind, Usage
 from noria.contracts.verdict import Ruling
 
 Outcome = Literal["ok", "blocked", "refused", "error", "cancelled"]
+CacheUse = Literal["", "hit", "semantic", "joined"]
+"""`joined`: the answer of an identical request that was under way (single flight)."""
 CostStatus = Literal["exact", "estimated", "unknown"]
 
 
@@ -81,6 +83,19 @@ class ExchangeRow(msgspec.Struct, frozen=True, array_like=True):
     worker: str
     cut_tokens: int = 0
     """Tokens dropped to fit the window (0 where nothing was cut)."""
+    dialect: Dialect = "openai"
+    """The protocol that the caller spoke."""
+    org: str = ""
+    team: str = ""
+    user: str = ""
+    """Whose key it was: organisation, team, user."""
+    tags: dict[str, str] = {}
+    cache: CacheUse = ""
+    """How the answer came out of a cache, if it did; such an answer costs 0."""
+    warnings: tuple[str, ...] = ()
+    """What could not be carried over from the caller's protocol into the model's."""
+    native: bool = False
+    """Whether `request` and `answer` are in the caller's own dialect rather than in OpenAI's chat form."""
 
 
 class Clause(msgspec.Struct, frozen=True):

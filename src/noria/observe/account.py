@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from noria.contracts.error import Blocked, LimitExceeded, NoriaError, RequestError
 from noria.contracts.exchange import Exchange, Usage
 from noria.contracts.release import Endpoint, Price
-from noria.contracts.trace import Attempt, CostStatus, ExchangeRow, Outcome, StageTime
+from noria.contracts.trace import Attempt, CacheUse, CostStatus, ExchangeRow, Outcome, StageTime
 from noria.contracts.verdict import Ruling
 from noria.kit.step import Stopwatch
 
@@ -16,8 +16,26 @@ class Account:
     """Everything noted about one exchange. Mutable, short-lived, owned by its journey."""
 
     __slots__ = (
-        "answer", "answer_is_sse", "attempts", "cut_tokens", "endpoint", "error", "finish_reason", "first_ns",
-        "model_ns", "request", "reserved", "rulings", "served_model", "status", "upstream_id", "usage", "watch",
+        "answer",
+        "answer_is_sse",
+        "attempts",
+        "cache",
+        "cut_tokens",
+        "endpoint",
+        "error",
+        "finish_reason",
+        "first_ns",
+        "model_ns",
+        "native",
+        "request",
+        "reserved",
+        "rulings",
+        "served_model",
+        "status",
+        "upstream_id",
+        "usage",
+        "warnings",
+        "watch",
     )  # fmt: skip
 
     def __init__(self, watch: Stopwatch) -> None:
@@ -41,6 +59,11 @@ class Account:
         self.cut_tokens = 0
         self.reserved: int | None = None
         """Nano-dollars set aside under a budget."""
+        self.cache: CacheUse = ""
+        self.warnings: list[str] = []
+        """What an endpoint's protocol could not carry."""
+        self.native = False
+        """Whether the bodies are in the caller's dialect, untranslated."""
 
     def cost(self) -> tuple[int | None, CostStatus]:
         """Nano-dollars and how they are known; an unknown price or count is unknown, never 0."""
@@ -97,6 +120,14 @@ class Account:
             answer_is_sse=self.answer_is_sse,
             worker=worker,
             cut_tokens=self.cut_tokens,
+            dialect=x.dialect,
+            org=x.key.org if x.key else "",
+            team=x.key.team if x.key else "",
+            user=x.key.user if x.key else "",
+            tags=x.tags,
+            cache=self.cache,
+            warnings=(*x.warnings, *self.warnings),
+            native=self.native,
         )
 
 

@@ -22,7 +22,7 @@ RULINGS = (
 
 
 def row(**changes: Any) -> ExchangeRow:
-    empty: dict[str, Any] = dict.fromkeys(ExchangeRow.__struct_fields__, "")
+    empty: dict[str, Any] = dict.fromkeys(ExchangeRow.__struct_fields__[: -len(ExchangeRow.__struct_defaults__)], "")
     empty |= {"started_ns": 1_795_000_000_123_456_789, "status": 200, "duration_ns": 5, "overhead_ns": 1, "ttft_ns": None}
     empty |= {"stages": (StageTime("admit", 0, 1),), "attempts": (Attempt("m", 1, 2, 200),), "rulings": RULINGS}
     empty |= {"request": b"", "answer": b"", "usage": Usage(3, 4), "cut_tokens": 0, "stream": False, "answer_is_sse": False}

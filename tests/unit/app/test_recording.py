@@ -19,7 +19,7 @@ from noria.observe.trace import encode
 
 
 def row(id: str, **changes: Any) -> ExchangeRow:
-    empty: dict[str, Any] = dict.fromkeys(ExchangeRow.__struct_fields__, "")
+    empty: dict[str, Any] = dict.fromkeys(ExchangeRow.__struct_fields__[: -len(ExchangeRow.__struct_defaults__)], "")
     empty |= {"tenant": "local", "id": id, "kind": "chat", "outcome": "ok", "cost_status": "unknown", "usage": Usage()}
     empty |= {"started_ns": 7, "status": 200, "duration_ns": 1, "overhead_ns": 1, "ttft_ns": None, "cost_nanousd": None}
     empty |= {

@@ -24,7 +24,7 @@ EVERYTHING = TraceQuery(limit=10_000)
 
 def row(i: int) -> ExchangeRow:
     at = T0 + i * DAY // 1000
-    empty = dict.fromkeys(ExchangeRow.__struct_fields__, "")
+    empty = dict.fromkeys(ExchangeRow.__struct_fields__[: -len(ExchangeRow.__struct_defaults__)], "")
     numbers = {"started_ns": at, "status": 200, "duration_ns": 1, "overhead_ns": 1, "ttft_ns": None, "cost_nanousd": None}
     rest = {"stages": (), "attempts": (), "rulings": (), "request": b"", "answer": b"", "usage": Usage(), "cut_tokens": 0}
     words = {"tenant": "local", "id": f"{i:08}", "kind": "chat", "outcome": "ok", "cost_status": "unknown"}

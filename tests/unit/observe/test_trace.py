@@ -13,7 +13,7 @@ from noria.observe.trace import Recorder, Vault, cursor, decode, encode, read_bo
 
 
 def row(id: str, **changes) -> ExchangeRow:
-    empty = dict.fromkeys(ExchangeRow.__struct_fields__, "")
+    empty = dict.fromkeys(ExchangeRow.__struct_fields__[: -len(ExchangeRow.__struct_defaults__)], "")
     numbers = {"started_ns": 7, "status": 200, "duration_ns": 1, "overhead_ns": 1, "ttft_ns": None, "cost_nanousd": None}
     rest = {"stages": (), "attempts": (), "rulings": (), "request": b"", "answer": b"", "usage": Usage(), "cut_tokens": 0}
     words = {"tenant": "local", "id": id, "kind": "chat", "outcome": "ok", "cost_status": "unknown"}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from noria.settings import schema
-from noria.settings.tree import Settings, Strict
+from noria.settings.shape import Strict
+from noria.settings.tree import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
 

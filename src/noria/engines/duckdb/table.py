@@ -23,10 +23,13 @@ _TYPED = {
     "release": "VARCHAR", "release_name": "VARCHAR", "outcome": "VARCHAR", "status": "BIGINT", "stream": "BOOLEAN",
     "duration_ns": "BIGINT", "ttft_ns": "BIGINT", "endpoint": "VARCHAR", "provider": "VARCHAR", "served_model": "VARCHAR",
     "error_code": "VARCHAR", "key": "VARCHAR", "subject": "VARCHAR", "conversation": "VARCHAR", "cost_nanousd": "BIGINT",
+    "dialect": "VARCHAR", "org": "VARCHAR", "team": "VARCHAR", "user": "VARCHAR", "cache": "VARCHAR",
 }  # fmt: skip
+_LATER = {"dialect", "org", "team", "user", "cache"}
+"""Columns that rows written before them lack; a row reads as its field's default there."""
 _USAGE = {f"tokens_{f}": "BIGINT" for f in Usage.__struct_fields__}
 _DERIVED = {
-    "day": "VARCHAR", "checks": "VARCHAR[]", "actions": "VARCHAR[]", "request_body": "VARCHAR", "answer_body": "VARCHAR",
+    "day": "VARCHAR", "labels": "VARCHAR[]", "checks": "VARCHAR[]", "actions": "VARCHAR[]", "request_body": "VARCHAR", "answer_body": "VARCHAR",
     "detail": "VARCHAR",
 }  # fmt: skip
 _TABLE = {**_TYPED, **_USAGE, **_DERIVED}
@@ -39,10 +42,16 @@ _BODY = {
     "data": "BLOB USING COMPRESSION uncompressed",
 }
 
+
+def _field(f: msgspec.structs.FieldInfo) -> tuple[str, Any] | tuple[str, Any, Any]:
+    if f.required:
+        return f.name, f.type
+    default = msgspec.field(default_factory=f.default_factory) if f.default is msgspec.NODEFAULT else f.default
+    return f.name, f.type, default
+
+
 _rest = [n for n in _FIELDS if n not in {*_TYPED, "usage", "request", "answer"}]
-_Detail: Any = msgspec.defstruct(
-    "_Detail", [(n, _FIELDS[n].type) if _FIELDS[n].required else (n, _FIELDS[n].type, _FIELDS[n].default) for n in _rest]
-)
+_Detail: Any = msgspec.defstruct("_Detail", [_field(_FIELDS[n]) for n in _rest])
 _typed_of = attrgetter(*_TYPED)
 _usage_of = attrgetter(*(f"usage.{f}" for f in Usage.__struct_fields__))
 _detail_of = attrgetter(*_rest)
@@ -66,6 +75,7 @@ def _create(table: str, columns: dict[str, str]) -> str:
 
 SCHEMA = (
     _create("exchanges", _TABLE),
+    *(f"ALTER TABLE exchanges ADD COLUMN IF NOT EXISTS {n} {t}" for n, t in _TABLE.items()),
     _create("bodies", _BODY),
     "CREATE TABLE IF NOT EXISTS sealed (tenant VARCHAR, day VARCHAR, part BIGINT, dropped BOOLEAN)",
     "CREATE TABLE IF NOT EXISTS spool_positions (spool VARCHAR PRIMARY KEY, segment BIGINT, byte_offset BIGINT)",
@@ -97,6 +107,12 @@ COLUMNS: dict[str, Column] = {
     "tokens_in": Column("tokens_input", "number"),
     "tokens_out": Column("tokens_output", "number"),
     "cost_usd": Column("cost_nanousd", "number", 1_000_000_000),
+    "dialect": Column("dialect", "text"),
+    "org": Column("org", "text"),
+    "team": Column("team", "text"),
+    "user": Column("user", "text"),
+    "tag": Column("labels", "set"),
+    "cache": Column("cache", "text"),
     "check": Column("checks", "set"),
     "action": Column("actions", "set"),
 }
@@ -133,6 +149,7 @@ def hot_of(row: ExchangeRow, request: str, answer: str) -> dict[str, Any]:
     hot.update(zip(_USAGE, _usage_of(row), strict=True))
     hot["day"] = day_of(row.started_ns)
     hot["checks"] = [r.verdict.check for r in row.rulings]
+    hot["labels"] = [f"{k}={v}" for k, v in row.tags.items()]
     hot["actions"] = [r.action for r in row.rulings]
     hot["request_body"], hot["answer_body"] = request, answer
     hot["detail"] = encode(_Detail(*_detail_of(row))).decode()
@@ -143,7 +160,9 @@ def row_of(values: Values) -> tuple[ExchangeRow, str, str]:
     """A row as it was, bodies left empty, with its body ids."""
     hot = dict(zip(_TABLE, values, strict=True))
     detail = msgspec.structs.asdict(_decode_detail(hot["detail"]))
-    row = ExchangeRow(**{n: hot[n] for n in _TYPED}, **detail, usage=Usage(*(hot[n] for n in _USAGE)), request=b"", answer=b"")
+    typed = {n: _FIELDS[n].default if hot[n] is None and n in _LATER else hot[n] for n in _TYPED}
+    usage = Usage(*(d if hot[n] is None else hot[n] for n, d in zip(_USAGE, Usage.__struct_defaults__, strict=True)))
+    row = ExchangeRow(**typed, **detail, usage=usage, request=b"", answer=b"")
     return row, hot["request_body"], hot["answer_body"]
 
 
@@ -153,5 +172,6 @@ def relation(files: Sequence[str], tenant: str, days: tuple[str, str]) -> tuple[
     params: dict[str, Any] = {"tenant": tenant, "first": days[0], "last": days[1]}
     if not files:
         return f"({hot})", params
-    sealed = f"SELECT {COLUMNS_SQL} FROM read_parquet($files, union_by_name = true) WHERE tenant = $tenant"  # noqa: S608  values are bound
+    older = "SELECT * FROM exchanges WHERE false UNION ALL BY NAME SELECT * FROM read_parquet($files, union_by_name = true)"
+    sealed = f"SELECT {COLUMNS_SQL} FROM ({older}) WHERE tenant = $tenant"  # noqa: S608  values are bound
     return f"({hot} UNION ALL {sealed})", {**params, "files": list(files)}
