@@ -260,6 +260,8 @@ HTTP = """\
 | `POST /v1/chat/completions` | OpenAI's chat completions, whole or streamed. `model` is an App |
 | `POST /v1/completions` | OpenAI's older completions |
 | `POST /v1/embeddings` | `model` is a model of `kind: embedding` |
+| `POST /v1/responses` | OpenAI's Responses API ([how to](../how-to/responses.md)) |
+| `GET`, `DELETE /v1/responses/{{id}}`, `GET /v1/responses/{{id}}/input_items` | a stored Response of the caller's key |
 | `GET /v1/models`, `GET /v1/models/{{name}}` | the Apps and embedders that the caller may use |
 
 The key is taken from `Authorization: Bearer …`, `x-api-key` or `api-key`. Where no key exists and the address is loopback,
@@ -329,22 +331,21 @@ def http() -> str:
 
 def metrics() -> str:
     """What `/metrics` exposes."""
-    from noria.observe.metrics import Metrics
+    from noria.observe.metrics import FAMILIES
 
     text = f"""# Metrics
 
 {NOTE.format(source="`observe/metrics.py`")} Prometheus text at `/metrics` of the port that serves; any worker answers for
-all workers of the node. `app` is a configured App or embedder, or `unknown`.
+all workers of the node. `app` is a configured App or embedder, or `unknown`; label sets beyond 500 a metric and worker
+are counted under `other`. The `gen_ai_…` names and buckets are those of OpenTelemetry's semantic conventions.
 
 | name | type | labels | meaning |
 |---|---|---|---|
 """
-    made = [v for v in vars(Metrics(lambda _: True)).values() if hasattr(v, "describe")]
-    for metric in made:
-        family = metric.describe()[0]
-        name = family.name + ("_total" if family.type == "counter" else "")
-        labels = " ".join(f"`{label}`" for label in metric._labelnames)  # noqa: SLF001  prometheus_client has no public way
-        text += f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n"
+    for family in FAMILIES:
+        name = family.name + ("_total" if family.kind == "counter" else "")
+        labels = " ".join(f"`{label}`" for label in family.labels)
+        text += f"| `{name}` | {family.kind} | {labels} | {family.help} |\n"
     return text
 
 

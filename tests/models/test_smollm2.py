@@ -201,7 +201,7 @@ async def test_a_killed_server_is_restarted_and_found_again(models_home, smollm2
         (other / "models").symlink_to(models_home / "models")
     local = Local(Endpoint("small", "local", manifest.id), "", LocalOptions(home=str(other)))
 
-    async def ready():
+    async def ready(_pid):
         local._watch.forget()
         return local.ready is None
 

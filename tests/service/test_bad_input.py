@@ -186,7 +186,9 @@ def test_an_unknown_app_far_from_all_lists_what_there_is(noria) -> None:
     assert "support" in error["message"]
 
 
-@pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/nothing", "/v1/chat", "/v1/chat/completions/", "/v1/engines/x/y"])
+@pytest.mark.parametrize(
+    "path", ["/v1", "/v1/", "/v1/nothing/", "/v1/chat", "/v1/chat/completions/", "/v1/Chat/Completions", "/v1/engines/x/y"]
+)
 def test_an_unknown_url_under_v1_is_404(noria, path) -> None:
     answer = noria.post(path, {"model": "support", "messages": SAID})
     answer.refuses(404, "unknown_url")

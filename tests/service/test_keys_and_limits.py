@@ -124,7 +124,7 @@ def test_a_missing_output_limit_is_injected_under_a_budget_only(noria, caller, m
     assert noria.trace(answer.id)["request"]["max_tokens"] == 1024
     client.chat("cheap", max_completion_tokens=7)
     assert mirror.last["max_completion_tokens"] == 7
-    assert "max_tokens" not in mirror.last
+    assert mirror.last["max_tokens"] == 7, "a server of unknown make may know only this name"
     with_key(noria, caller).chat("cheap", "unbounded")
     assert "max_tokens" not in mirror.last
 

@@ -105,8 +105,8 @@ def test_metrics_count_every_worker_once(noria) -> None:
         assert grown("noria_exchanges_total", app="echo", outcome="ok", code="200") == len(answers)
         assert grown("noria_exchanges_total", app="unknown", outcome="refused", code="404") == len(wrong)
         assert grown("noria_tokens_total", app="echo", direction="output") == 2 * len(answers)
-        assert grown("noria_exchange_seconds_count", app="echo") == len(answers)
-        assert grown("noria_time_to_first_token_seconds_count", app="echo") == 10
+        assert grown("gen_ai_server_request_duration_seconds_count", app="echo") == len(answers)
+        assert grown("gen_ai_server_time_to_first_token_seconds_count", app="echo") == 10
         assert grown("noria_cost_nanousd_total", app="echo") == len(answers) * (2 * 1000 + 2 * 2000)
     apps = {dict(pairs).get("app") for _, pairs in found[0]}
     assert apps <= {None, "echo", "slow", "team/bot", "vec", "unknown"}, "a caller cannot make labels"

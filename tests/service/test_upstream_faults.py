@@ -36,7 +36,10 @@ KINDS = (
 
 @pytest.fixture(scope="module")
 def noria(serve_once, upstream, mirror, caller):
-    """Each behaviour `x` is served alone by app `x`, and before a good one by app `x+`."""
+    """Each behaviour `x` is served alone by app `x`, and before a good one by app `x:ok`: each endpoint once, however often
+    it has failed in other tests (`test_routing.py` has retries and health).
+    """
+    once, all_asked = {"retries": 0, "health": False}, {"health": False}
     times = {"connect": 1, "first": 0.4, "idle": 0.5, "total": 20}
     models = {
         kind: {"provider": "openai_compatible", "url": upstream.url, "model": kind, "timeouts": times}
@@ -44,9 +47,9 @@ def noria(serve_once, upstream, mirror, caller):
     }
     models["refused"] = {"provider": "openai_compatible", "url": f"http://127.0.0.1:{free_port()}/v1", "model": "x"}
     models["endless"] = {"provider": "openai_compatible", "url": mirror.url, "model": "endless"}
-    apps = {name: {"model": name} for name in models}
-    apps |= {f"{name}:ok": {"model": [name, "ok"]} for name in models if name != "ok"}
-    apps["three"] = {"model": ["refused", "status-500", "ok"]}
+    apps = {name: {"model": name, "routing": once} for name in models}
+    apps |= {f"{name}:ok": {"model": [name, "ok"], "routing": all_asked} for name in models if name != "ok"}
+    apps["three"] = {"model": ["refused", "status-500", "ok"], "routing": all_asked}
     return caller(serve_once(json.dumps({"models": models, "apps": apps})))
 
 

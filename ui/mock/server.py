@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent))
+import people
 from traffic import APPS, MS, S, exchange, row_of
 
 from noria.web import pages
@@ -32,8 +33,11 @@ class Mock(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int = 0, *, count: int = 128, every: float = 0.0, token: str = "", loading: int = 0) -> None:
+    def __init__(
+        self, port: int = 0, *, count: int = 128, every: float = 0.0, token: str = "", loading: int = 0, nobody: bool = False
+    ) -> None:
         super().__init__(("127.0.0.1", port), Handler)
+        self.people = people.People(list(APPS), nobody=nobody)
         now = time.time_ns()
         self.exchanges = [exchange(n, now - (count - n) * 37 * S - n * 1_234_567) for n in range(count)]
         self.every, self.token, self.loading = every, token, loading
@@ -135,6 +139,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._live()
         if path == "/api/traces":
             return self._traces(query)
+        if people.mine(path):
+            return self._people("GET", path, query, {})
         known = {d["row"]["id"]: d for d in self.server.exchanges}
         detail = known.get(path.rsplit("/", 1)[-1])
         return self._json(detail) if detail else self._error(404, "This trace does not exist.", code="not_found")
@@ -149,7 +155,23 @@ class Handler(BaseHTTPRequestHandler):
             )
         if not self._allowed():
             return self._error(401, "No key.", code="unauthorized")
+        if people.mine(self.path):
+            return self._people("POST", self.path, {}, body)
         return self._chat(body)
+
+    def do_PATCH(self) -> None:
+        url = urlsplit(self.path)
+        body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")
+        self._people(self.command, unquote(url.path), {k: v[0] for k, v in parse_qs(url.query).items()}, body)
+
+    do_PUT = do_DELETE = do_PATCH
+
+    def _people(self, method: str, path: str, query: dict[str, str], body: dict[str, Any]) -> None:
+        try:
+            status, answer = self.server.people.call(method, path, query, body)
+        except people.Refused as e:
+            return self._error(e.status, str(e), code=e.code)
+        return self._send(status, b"" if answer is None else json.dumps(answer).encode(), "application/json")
 
     def _allowed(self) -> bool:
         return not self.server.token or f"noria={self.server.token}" in self.headers.get("cookie", "")

@@ -10,17 +10,25 @@ from urllib.parse import unquote
 
 from msgspec.structs import replace
 
+from noria.api import beside, protocols, stored
+from noria.api.drain import drain
 from noria.api.origin import admitted
-from noria.app.house import WiredHouse
+from noria.api.owner import OWNER
+from noria.app.house import SHORT_HASH, WiredHouse
 from noria.app.worker import Worker
+from noria.contracts.batch import Ticket
 from noria.contracts.error import NoriaError, NotFound, RequestError, Unavailable
 from noria.contracts.exchange import Exchange, Kind
 from noria.contracts.stage import Ingress, Outlet
+from noria.dialects.gemini_ingress import Generate
 from noria.dialects.openai import read_head, read_request
 from noria.dialects.openai_answer import write_model, write_models
 from noria.dialects.openai_error import error_answer, error_body
+from noria.dialects.responses_ingress import ResponsesIngress
+from noria.gateway.ticket import HEADER
 from noria.govern.access import cookie
-from noria.journeys.prompt import answer, refuse
+from noria.journeys.prompt import House, answer, refuse
+from noria.kit import labels
 from noria.kit.http_client import HttpCallError
 from noria.kit.http_head import FRAMING
 from noria.kit.http_request import Limits, Request
@@ -34,13 +42,16 @@ KINDS: dict[str, Kind] = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completion",
     "/v1/embeddings": "embedding",
+    "/v1/responses": "chat",
+    "/v1/messages": "chat",
 }
-INGRESS: dict[str, Ingress] = {}
+INGRESS: dict[str, Ingress] = {"/v1/responses": ResponsesIngress(), **protocols.PATHS}
 """Paths that speak another protocol than OpenAI's chat; their exchanges are of kind `chat`."""
-NOT_RELAYED = FRAMING | {"te", "trailer", "upgrade", "proxy-connection", "expect", "x-noria-relayed"}
+NOT_RELAYED = FRAMING | {"te", "trailer", "upgrade", "proxy-connection", "expect", "x-noria-relayed", OWNER, HEADER}
 PROBES = frozenset({"/livez", "/readyz"})
 """Asked by orchestrators under whatever address the machine has; they tell nothing but a word."""
 JSON = ("content-type", "application/json")
+TAGS = "x-noria-tags"
 LONGEST_NAME = 512
 """Characters of a conversation's name."""
 AWAY = "The console and the management API are away for a moment; answers go on."
@@ -89,7 +100,7 @@ class HttpOutlet:
         if self._stream:
             self._response.end()
         else:
-            self._response.send(*self._head, b"".join(self._parts))
+            self._response.promise(*self._head, b"".join(self._parts))
 
     def _paused(self) -> None:
         self._unread = 0
@@ -132,8 +143,7 @@ class Gateway:
         try:
             self._route(request)
         except NoriaError as e:
-            status, headers, body = error_answer(e)
-            request.response.send(status, [JSON, ("x-request-id", uuid7()), *headers], body)
+            _refuse(request, e)
 
     def _route(self, request: Request) -> None:
         path = request.path
@@ -148,35 +158,58 @@ class Gateway:
             if request.method != "POST":
                 _wrong_method(request, "POST")
                 return
+            if HEADER in request.headers and (ticket := self.worker.ticket(request.headers[HEADER])):
+                self._start_line(request, ticket, self._answer(request, kind, INGRESS.get(path), ticket))
+                return
             self._start(request, self._answer(request, kind, INGRESS.get(path)))
+        elif path.startswith(stored.PREFIX) and (allowed := stored.methods(path)):
+            if request.method not in allowed.split(", "):
+                _wrong_method(request, allowed)
+                return
+            self._start(request, self._stored(request))
+        elif path == protocols.COUNT or path.startswith(protocols.GEMINI):
+            self._other(request)
         elif path.startswith("/v1"):
-            self._listing(request)
+            self._beside(request)
         elif path in HEALTH:
             HEALTH[path](self, request.response)
+        elif path == "/drainz":
+            request.response.send(200, [JSON], drain(self.worker, request, credential(request.headers)))
         else:
             self._start(request, self._relay(request))
 
     def _start(self, request: Request, what: object) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._guarded(request.response, what))
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._guarded(request, what))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         request.response.on_close = lambda: _cancel(task)
+
+    def _start_line(self, request: Request, ticket: Ticket, what: object) -> None:
+        """A line of a batch is finished even where the keeper dies meanwhile: its answer is kept here (`app.lane`)."""
+        name = f"{ticket.batch}/{ticket.line}"
+        self.worker.lines.add(name)
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._guarded(request, what))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        task.add_done_callback(lambda _: self.worker.lines.discard(name))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a request failed by a mistake of ours", exc_info=task.exception())
 
-    async def _guarded(self, response: Response, what: object) -> None:
+    async def _guarded(self, request: Request, what: object) -> None:
+        response = request.response
         try:
             await what  # type: ignore[misc]  # one of this class's coroutines
         except NoriaError as e:
-            status, headers, body = error_answer(e)
-            response.send(status, [JSON, ("x-request-id", uuid7()), *headers], body)
+            _refuse(request, e)
         except asyncio.CancelledError:
             return
         finally:
-            if not response.started and not response.closed:
+            if response.promised:
+                pass
+            elif not response.started and not response.closed:
                 log.error("a request ended without an answer")
                 response.send(500, [JSON, ("x-request-id", uuid7())], INTERNAL)
             elif not response.ended:
@@ -197,24 +230,31 @@ class Gateway:
 
     # -- /v1 ----------------------------------------------------------------------------------------
 
-    async def _answer(self, request: Request, kind: Kind, ingress: Ingress | None) -> None:
+    async def _answer(
+        self, request: Request, kind: Kind, ingress: Ingress | None, ticket: Ticket | None = None
+    ) -> None:
         house = self.worker.house
         if house is None:
             raise Unavailable("Noria is starting.", code="starting")
         x = self._bare(request, kind)
         out: Outlet = HttpOutlet(request.response)
+        story: House = house
+        body = request.body
+        if ticket is not None:
+            x, story, out, body = beside.lined(x, request, ticket, self.worker, house=house, out=out)
         if ingress is not None:
-            x = replace(x, dialect=ingress.dialect)
+            x = protocols.along(replace(x, dialect=ingress.dialect), request.headers)
         try:
-            x = self._read(x, request.body, ingress)
+            x = self._read(tagged(x, request.headers), body, ingress)
         except RequestError as e:
-            refuse(x, house, ingress.outlet(x, out) if ingress is not None else out, e)
+            refuse(x, story, ingress.outlet(x, out) if ingress is not None else out, e)
             return
-        await answer(x, house, ingress.outlet(x, out) if ingress is not None else out)
+        await answer(x, story, ingress.outlet(x, out) if ingress is not None else out)
 
     def _bare(self, request: Request, kind: Kind) -> Exchange:
         """What is known of an exchange before its body is read."""
-        return self._exchange(kind, request.headers, request.peer)
+        x = replace(self._exchange(kind, request.headers, request.peer), path=request.path)
+        return x if x.authorization else replace(x, authorization=protocols.google_key(request.headers, request))
 
     def _exchange(self, kind: Kind, headers: dict[str, str], peer: str) -> Exchange:
         now = time.time_ns()
@@ -233,6 +273,7 @@ class Gateway:
             authorization=credential(headers),
             peer_is_loopback=peer in ("", "::1") or peer.startswith(("127.", "::ffff:127.")),
             tail_wanted=headers.get("x-noria-tail") == "1",
+            cache_control=headers.get("cache-control", ""),
         )
 
     def _read(self, x: Exchange, body: bytes, ingress: Ingress | None = None) -> Exchange:
@@ -259,29 +300,83 @@ class Gateway:
             usage_wanted=head.include_usage,
         )
 
-    def _listing(self, request: Request) -> None:
+    async def _stored(self, request: Request) -> None:
+        """A stored Response of the caller's key."""
         house = self.worker.house
         if house is None:
             raise Unavailable("Noria is starting.", code="starting")
-        if request.path not in ("/v1/models", "/v1/models/") and not request.path.startswith("/v1/models/"):
-            raise NotFound(
-                f"Unknown request URL: {request.method} {request.path}.",
-                code="unknown_url",
-                hint="See /api/openapi.json and the docs.",
-            )
+        x = self._bare(request, "chat")
+        body = await stored.answer_stored(request, replace(x, key=house.admit.caller(x)), self.worker.link)
+        request.response.send(200, [JSON, ("x-request-id", x.id)], body)
+
+    def _beside(self, request: Request) -> None:
+        """What is under `/v1` beside the journey of a prompt."""
+        house, path = self.worker.house, request.path
+        if house is None:
+            raise Unavailable("Noria is starting.", code="starting")
+        if path == "/v1/models" or path.startswith("/v1/models/"):
+            self._listing(request)
+            return
+        allowed = beside.methods(path)
+        if allowed and request.method not in allowed.split(", "):
+            _wrong_method(request, allowed)
+            return
+        x, out = self._bare(request, "passthrough"), HttpOutlet(request.response)
+        if not allowed:
+            self._start(request, beside.through(tagged(x, request.headers), house, out, request))
+        elif path != beside.MODERATIONS:
+            self._start(request, self._relay(request, beside.owner(x, house)))
+        elif HEADER in request.headers and (ticket := self.worker.ticket(request.headers[HEADER])):
+            x, _, kept, _ = beside.lined(x, request, ticket, self.worker, house=house, out=out)
+            self._start_line(request, ticket, beside.moderated(x, house, kept, request.body))
+        else:
+            self._start(request, beside.moderated(tagged(x, request.headers), house, out, request.body))
+
+    def _other(self, request: Request) -> None:
+        """Paths of other protocols beside `/v1/messages`."""
+        if self.worker.house is None:
+            raise Unavailable("Noria is starting.", code="starting")
+        asked = protocols.generate(request)
+        if asked is None and request.path != protocols.COUNT:
+            self._listing(request, protocols.GEMINI)
+        elif request.method != "POST":
+            _wrong_method(request, "POST")
+        elif asked is None or asked[0] == "countTokens":
+            self._start(request, self._count(request, None if asked is None else asked[1]))
+        else:
+            self._start(request, self._answer(request, "chat", asked[1]))
+
+    async def _count(self, request: Request, ingress: Generate | None) -> None:
+        """How many tokens a request has, and whether the number is exact (`x-noria-count`)."""
+        house = self.worker.house
+        assert house is not None, "_other has looked"
+        x = self._bare(request, "chat")
+        body, (_, exact) = await protocols.counted(x, request, house, ingress, self.worker.subject)
+        headers = [JSON, ("x-request-id", x.id), ("x-noria-count", "exact" if exact else "estimated")]
+        request.response.send(200, [*headers, ("request-id", x.id)] if ingress is None else headers, body)
+
+    def _listing(self, request: Request, prefix: str = "/v1/models") -> None:
+        house = self.worker.house
+        if house is None:
+            raise Unavailable("Noria is starting.", code="starting")
         if request.method not in ("GET", "HEAD"):
             _wrong_method(request, "GET, HEAD")
             return
         names = self._visible(request, house)
         created = self.worker.started_s
-        name = unquote(request.path.removeprefix("/v1/models").strip("/"))
-        if not name:
-            body = write_models([(n, created) for n in names])
-        elif name in names:
-            body = write_model(name, created)
-        else:
+        name = unquote(request.path.removeprefix(prefix).strip("/"))
+        if name and name not in names:
             raise NotFound.nearest("model", name, names, code="model_not_found")
-        request.response.send(200, [JSON, ("x-request-id", uuid7())], body)
+        if prefix == protocols.GEMINI:
+            body = protocols.google_listed(names, name)
+        elif protocols.anthropic(request):
+            body = protocols.listed(names, name, created)
+        elif not name:
+            body = write_models([(n, created) for n in names])
+        else:
+            body = write_model(name, created)
+        config = ("x-noria-config", house.snapshot.hash[:SHORT_HASH])
+        request.response.send(200, [JSON, ("x-request-id", uuid7()), config], body)
 
     def _visible(self, request: Request, house: WiredHouse) -> list[str]:
         """The apps and embedders that the caller's key may use."""
@@ -298,9 +393,8 @@ class Gateway:
     def ready(self, response: Response) -> None:
         """It has a configuration and at least one model to ask, and is not draining."""
         house = self.worker.house
-        why = (
-            "draining" if self.worker.draining else "starting" if house is None else "" if house.ready else "models are loading"
-        )
+        draining = self.worker.draining or self.worker.drain_asked
+        why = "draining" if draining else "starting" if house is None else "" if house.ready else "models are loading"
         if why:
             response.send(503, [JSON, ("retry-after", "1")], b'{"status":"%b"}' % why.encode())
         else:
@@ -312,11 +406,11 @@ class Gateway:
 
     # -- the keeper's side --------------------------------------------------------------------------
 
-    async def _relay(self, request: Request) -> None:
+    async def _relay(self, request: Request, *own: tuple[str, str]) -> None:
         """Pass a request to the keeper; 503 for it alone while the keeper is away."""
         response = request.response
         headers = [(k, v) for k, v in request.headers.items() if k not in NOT_RELAYED]
-        headers.append(("x-noria-relayed", "1"))
+        headers += [("x-noria-relayed", "1"), *own]
         target = request.path + ("?" + request.query if request.query else "")
         length: list[int] = []
 
@@ -350,11 +444,19 @@ class Gateway:
         response.end()
 
 
+def _refuse(request: Request, error: NoriaError) -> None:
+    """An error before there is an exchange, in the caller's protocol."""
+    id = uuid7()
+    status, headers, body = protocols.refused(request, error, id)
+    request.response.send(status, [JSON, ("x-request-id", id), *headers], body)
+
+
 def _wrong_method(request: Request, allowed: str) -> None:
     """405 with the `allow` that RFC 9110 §15.5.6 asks for."""
     wrong = f"{request.path} takes {allowed}, not {request.method}."
-    status, headers, body = error_answer(RequestError(wrong, code="method_not_allowed", status=405))
-    request.response.send(status, [JSON, ("x-request-id", uuid7()), ("allow", allowed), *headers], body)
+    id = uuid7()
+    status, headers, body = protocols.refused(request, RequestError(wrong, code="method_not_allowed", status=405), id)
+    request.response.send(status, [JSON, ("x-request-id", id), ("allow", allowed), *headers], body)
 
 
 def _cancel(task: asyncio.Task[None]) -> None:
@@ -363,6 +465,16 @@ def _cancel(task: asyncio.Task[None]) -> None:
 
 
 HEALTH = {"/livez": Gateway.live, "/readyz": Gateway.ready, "/metrics": Gateway.metrics}
+
+
+def tagged(x: Exchange, headers: dict[str, str]) -> Exchange:
+    """`x` with the tags of `x-noria-tags: env=prod,feature=search`. Raises `RequestError` where they are out of bounds."""
+    if TAGS not in headers:
+        return x
+    try:
+        return replace(x, tags=labels.read(headers[TAGS]))
+    except ValueError as e:
+        raise RequestError(f"The header {TAGS} is wrong: {e}.", code="invalid_tags", param=TAGS) from None
 
 
 def credential(headers: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ It listens on a unix socket that only its owner may open. What workers relay fro
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
@@ -13,31 +14,19 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from noria import __version__
-from noria.api import render
+from noria.api import directory, files, keys, money, operate, refusal, render, responses
+from noria.api.permission import needed
 from noria.app.keeper import Keeper
 from noria.app.link import Heartbeat
-from noria.contracts.error import NoriaError, NotFound, Unauthorized
+from noria.contracts.error import NotFound, Unauthorized
 from noria.contracts.message import Message
-from noria.contracts.release import Key
-from noria.dialects.openai_error import error_answer
+from noria.gateway.lease import Holding, Want
 from noria.govern.access import COOKIE, COOKIE_RULES, cookie
 
 RELAYED = "x-noria-relayed"
-
-
-class NewKey(BaseModel):
-    """What a new key may do."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field("", max_length=200, description="For people.")
-    apps: list[str] = Field([], description="Apps it may use; empty = all.")
-    budget_usd: float | None = Field(None, ge=0, le=1e9, description="Hard limit in US dollars, for its whole life.")
-    rpm: int | None = Field(None, ge=1, le=10**9, description="Requests per minute.")
-    expires_in_days: float | None = Field(None, gt=0, le=36_500)
 
 
 class Login(BaseModel):
@@ -56,19 +45,25 @@ class Saying(BaseModel):
 
 def build(keeper: Keeper) -> FastAPI:
     """The keeper's application."""
-    app = FastAPI(title="Noria", version=__version__, openapi_url="/api/openapi.json", docs_url=None, redoc_url=None)
-
-    @app.exception_handler(NoriaError)
-    async def refuse(_: Request, error: Exception) -> Response:
-        assert isinstance(error, NoriaError)
-        status, headers, body = error_answer(error)
-        return Response(body, status, dict(headers), "application/json")
-
+    app = FastAPI(
+        title="Noria",
+        version=__version__,
+        openapi_url="/api/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": {"model": refusal.ErrorBody}, 422: {"model": refusal.ErrorBody}},
+    )
+    refusal.install(app)
     _guard(app, keeper)
     _console(app, keeper)
     _traces(app, keeper)
-    _keys(app, keeper)
+    keys.routes(app, keeper)
+    directory.routes(app, keeper)
+    money.routes(app, keeper)
     _internal(app, keeper)
+    responses.routes(app, keeper)
+    files.routes(app, keeper)
+    operate.routes(app, keeper, RELAYED)
     return app
 
 
@@ -77,19 +72,14 @@ def _guard(app: FastAPI, keeper: Keeper) -> None:
 
     @app.middleware("http")
     async def authorise(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-        path = request.url.path
+        path = request.scope["path"]  # as routes are matched
         if RELAYED in request.headers:
-            error: NoriaError | None = None
             if path.startswith("/internal"):
-                error = NotFound("There is nothing here.", code="not_found")
-            elif (
-                path.startswith("/api/") and path not in ("/api/login", "/api/openapi.json") and not _operator(request, keeper)
-            ):
+                return refusal.answer_of(NotFound("There is nothing here.", code="not_found"))
+            if path.startswith("/api/") and needed(path) != "open" and not _operator(request, keeper):
                 error = Unauthorized("The management API needs the admin token or a console session.", code="admin_required",
                                      hint="The token is in NORIA_HOME/admin.token.")  # fmt: skip
-            if error is not None:
-                status, headers, body = error_answer(error)
-                return Response(body, status, dict(headers), "application/json")
+                return refusal.answer_of(error)
         return await call(request)
 
 
@@ -128,7 +118,9 @@ def _traces(app: FastAPI, keeper: Keeper) -> None:
             line = render.summary(row)
             if previews:
                 found = await keeper.exchange(row.id)
-                line |= render.previews(found.request, found.answer, sse=row.answer_is_sse)
+                line |= render.previews(
+                    found.request, found.answer, sse=row.answer_is_sse, dialect=render.spoken(row)
+                )
             shown.append(line)
         more = render.cursor(rows[-1]) if len(rows) == limit else None
         return {"rows": shown, "next": more, "total": total}
@@ -143,7 +135,9 @@ def _traces(app: FastAPI, keeper: Keeper) -> None:
                 if row is None:
                     yield b": keep-alive\n\n"
                     continue
-                line = render.summary(row) | render.previews(row.request, row.answer, sse=row.answer_is_sse)
+                line = render.summary(row) | render.previews(
+                    row.request, row.answer, sse=row.answer_is_sse, dialect=render.spoken(row)
+                )
                 yield b"event: row\ndata: " + msgspec.json.encode(line) + b"\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
@@ -154,47 +148,12 @@ def _traces(app: FastAPI, keeper: Keeper) -> None:
         return render.whole(await keeper.exchange(id))
 
 
-def _keys(app: FastAPI, keeper: Keeper) -> None:
-    @app.get("/api/keys")
-    async def keys() -> list[dict[str, Any]]:
-        """Every key, without its text."""
-        return [_key(k, leased) for k, leased in await keeper.keys()]
-
-    @app.post("/api/keys", status_code=201)
-    async def create(body: NewKey) -> dict[str, Any]:
-        """A new key; its text is in this answer and nowhere else."""
-        text, key = await keeper.create_key(
-            name=body.name,
-            apps=tuple(body.apps),
-            budget_nanousd=None if body.budget_usd is None else round(body.budget_usd * 1e9),
-            rpm=body.rpm,
-            expires_ns=None if body.expires_in_days is None else time.time_ns() + int(body.expires_in_days * 86400e9),
-        )
-        return {"key": text, **_key(key, 0)}
-
-    @app.delete("/api/keys/{id}", status_code=204)
-    async def delete(id: str) -> Response:
-        """Revoke a key."""
-        await keeper.delete_key(id)
-        return Response(status_code=204)
-
-
-def _key(key: Key, leased: int | None) -> dict[str, Any]:
-    return {
-        "id": key.id,
-        "name": key.name,
-        "hint": key.hint,
-        "apps": list(key.apps),
-        "budget_usd": None if key.budget_nanousd is None else key.budget_nanousd / 1e9,
-        "leased_usd": None if key.budget_nanousd is None else (leased or 0) / 1e9,
-        "rpm": key.rpm,
-        "created_ns": str(key.created_ns),
-        "expires_ns": None if key.expires_ns is None else str(key.expires_ns),
-    }
-
-
 def _internal(app: FastAPI, keeper: Keeper) -> None:
     """What workers and the supervisor ask, msgpack where it is more than a word."""
+
+    @app.get("/internal/alive", include_in_schema=False)
+    async def alive() -> Response:
+        return Response(status_code=204, headers={"x-noria-pid": str(os.getpid())})
 
     @app.get("/internal/snapshot", include_in_schema=False)
     async def snapshot(after: str = "", wait: float = 0.0) -> Response:
@@ -214,25 +173,20 @@ def _internal(app: FastAPI, keeper: Keeper) -> None:
         return _msgpack(await keeper.said(tenant, key, conversation))
 
     @app.post("/internal/conversation", include_in_schema=False)
-    async def say(request: Request, tenant: str, key: str, conversation: str) -> Response:
+    async def say(request: Request, tenant: str, key: str, conversation: str, once: str = "") -> Response:
         new = msgspec.msgpack.decode(await request.body(), type=tuple[Message, ...])
-        await keeper.say(tenant, key, conversation, new)
+        await keeper.say(tenant, key, conversation, new, once=once)
         return Response(status_code=204)
 
     @app.post("/internal/take", include_in_schema=False)
     async def take(request: Request) -> Response:
-        a = msgspec.msgpack.decode(await request.body())
-        granted = await keeper.counters.take(
-            a["tenant"], a["key"], want=a["want"], least=a["least"], ceiling=a["ceiling"],
-            expires_ns=a["expires_ns"], now_ns=time.time_ns(),
-        )  # fmt: skip
-        return _msgpack(granted)
+        want = msgspec.msgpack.decode(await request.body(), type=Want)
+        return _msgpack(await keeper.treasury.bank.take(want))
 
-    @app.post("/internal/give", include_in_schema=False)
-    async def give(request: Request) -> Response:
-        a = msgspec.msgpack.decode(await request.body())
-        await keeper.counters.give(a["tenant"], a["key"], a["amount"], now_ns=time.time_ns())
-        return Response(status_code=204)
+    @app.post("/internal/hold", include_in_schema=False)
+    async def hold(request: Request) -> Response:
+        tenant, holder, holdings, full = msgspec.msgpack.decode(await request.body(), type=tuple[str, str, list[Holding], bool])
+        return _msgpack(await keeper.treasury.bank.hold(tenant, holder, holdings, full=full))
 
     @app.post("/internal/login-code", include_in_schema=False)
     async def code() -> dict[str, str]:

@@ -10,8 +10,9 @@ import msgspec
 
 from noria.app.keeper import Recorded
 from noria.contracts.error import RequestError
+from noria.contracts.exchange import Dialect
 from noria.contracts.trace import Clause, ExchangeRow, TraceQuery
-from noria.dialects.openai_stream import assemble
+from noria.dialects.native import assemble_any, text_asked, text_of_answer
 
 PREVIEW = 160
 _CLAUSE = re.compile(r"([^<>=!~]+)(>=|<=|!=|=|>|<|~)(.+)", re.DOTALL)
@@ -76,30 +77,48 @@ def whole(found: Recorded) -> dict[str, Any]:
         "parent_span": row.parent_span,
         "worker": row.worker,
         "cut_tokens": row.cut_tokens,
+        "cache": row.cache,
+        "dialect": row.dialect,
+        "native": row.native,
+        "warnings": list(row.warnings),
         "finish_reason": row.finish_reason,
         "upstream_id": row.upstream_id,
         "subject": row.subject,
+        "org": row.org,
+        "team": row.team,
+        "user": row.user,
+        "tags": row.tags,
     }
     return {
         "row": {**summary(row), **more},
         "request": _json(found.request),
-        "answer": read_answer_body(found.answer, sse=row.answer_is_sse),
+        "answer": read_answer_body(found.answer, sse=row.answer_is_sse, dialect=spoken(row)),
         "answer_is_sse": row.answer_is_sse,
         "bodies": found.bodies,
     }
 
 
-def read_answer_body(answer: bytes | None, *, sse: bool) -> Any:
+def spoken(row: ExchangeRow) -> Dialect:
+    """The dialect of a row's bodies."""
+    return row.dialect if row.native else "openai"
+
+
+def read_answer_body(answer: bytes | None, *, sse: bool, dialect: Dialect = "openai") -> Any:
     """A recorded answer as one JSON value; a stream is joined into the whole answer it gave."""
     if not answer:
         return None
-    return assemble(answer) if sse else _json(answer)
+    return assemble_any(answer, dialect) if sse else _json(answer)
 
 
-def previews(request: bytes | None, answer: bytes | None, *, sse: bool) -> dict[str, str]:
+def previews(request: bytes | None, answer: bytes | None, *, sse: bool, dialect: Dialect = "openai") -> dict[str, str]:
     """The first words of the last user turn and of the answer."""
     asked = _json(request)
-    given = read_answer_body(answer, sse=sse)
+    given = read_answer_body(answer, sse=sse, dialect=dialect)
+    if dialect != "openai" and isinstance(asked, dict | None) and isinstance(given, dict | None):
+        return {
+            "preview_in": _clip(text_asked(asked or {}, dialect)),
+            "preview_out": _clip(text_of_answer(given, dialect) if given else ""),
+        }
     return {"preview_in": _clip(_last_user(asked)), "preview_out": _clip(_first_choice(given))}
 
 

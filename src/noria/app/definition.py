@@ -6,16 +6,23 @@ RecordStore; a Snapshot is built from it alone, so a keeper that never saw the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
+from noria.app.pricing import of_today, today
+from noria.contracts.error import NotFound
 from noria.contracts.port import RecordStore, Write
-from noria.contracts.release import App, Endpoint, Key, Release, Snapshot
+from noria.contracts.release import App, Budget, Endpoint, GuardRule, Key, Limit, Release, Snapshot
 from noria.kit.ids import digest
 
+T = TypeVar("T")
 DEFINITION, LIVE, KEY, RELEASE = "definition", "live", "key", "release"
+BUDGET, LIMIT = "budget", "limit"
+CLOSED = ("access", "closed")
+"""The record that says that a key has existed: from then on keys are asked for, also after the last one is revoked."""
 
 
 class Definition(msgspec.Struct, frozen=True):
@@ -27,6 +34,14 @@ class Definition(msgspec.Struct, frozen=True):
     keys_required: bool = False
     hosts: tuple[str, ...] = ()
     body_limit: int = 16 * 1024 * 1024
+    budgets: tuple[Budget, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    webhook: str = ""
+    """Where the URL is that is told of spent budgets (`env:NAME`)."""
+    guards: dict[str, tuple[GuardRule, ...]] = {}
+    """Guard policies by name, with what their files say: for keys that name one, and for `/v1/moderations`."""
+    passthrough: Endpoint | None = None
+    """Who is asked what is passed through verbatim and names no model."""
 
 
 class Live(msgspec.Struct, frozen=True):
@@ -44,10 +59,11 @@ async def stored_definition(records: RecordStore, tenant: str) -> Definition | N
 async def apply(records: RecordStore, tenant: str, definition: Definition) -> list[str]:
     """Store `definition` and the releases it names; what changed, as lines for people. One commit, or none.
 
-    An app whose releases changed gets the shares that the definition gives; rollouts come with the
-    journey of a model. The same definition twice changes nothing.
+    An app whose releases changed gets the shares that the definition gives, unless its live ones came from elsewhere
+    (`from_elsewhere`); rollouts come with the journey of a model. The same definition twice changes nothing.
     """
     before = await stored_definition(records, tenant)
+    live = await live_shares(records, tenant)
     if before == definition:
         return []
     old_apps = before.apps if before else {}
@@ -60,10 +76,24 @@ async def apply(records: RecordStore, tenant: str, definition: Definition) -> li
             continue
         if name in old_apps:
             changes.append(f"~ app {name}: {', '.join(f'{r} {i[:11]}' for r, i in _ids(app).items())}")
+            if from_elsewhere(old_apps[name], app, live.get(name)):
+                continue
         writes.append(Write(LIVE, name, msgspec.msgpack.encode(Live(app.weights))))
     writes += [Write(LIVE, name, None) for name in old_apps if name not in definition.apps]
     await records.commit(tenant, writes)
     return changes or ["~ settings"]
+
+
+async def live_shares(records: RecordStore, tenant: str) -> dict[str, Live]:
+    """The shares of traffic in force, by app."""
+    return {r.id: msgspec.msgpack.decode(r.value, type=Live) for r in await records.scan(tenant, LIVE)}
+
+
+def from_elsewhere(old: App, new: App, live: Live | None) -> bool:
+    """Whether something else than the file has set an app's live shares, to releases that it still has: then they stay."""
+    if live is None or live.weights in (old.weights, new.weights):
+        return False
+    return all(name in new.releases for name, share in live.weights.items() if share)
 
 
 async def build_snapshot(records: RecordStore, tenant: str) -> Snapshot | None:
@@ -72,19 +102,27 @@ async def build_snapshot(records: RecordStore, tenant: str) -> Snapshot | None:
     definition = await stored_definition(records, tenant)
     if definition is None:
         return None
-    live = {r.id: msgspec.msgpack.decode(r.value, type=Live) for r in await records.scan(tenant, LIVE)}
-    apps = {name: replace(app, weights=live[name].weights) if name in live else app for name, app in definition.apps.items()}
-    keys = {k.hash: k for k in await stored_keys(records, tenant)}
+    live = await live_shares(records, tenant)
+    apps = {
+        name: of_today(replace(app, weights=live[name].weights) if name in live else app)
+        for name, app in definition.apps.items()
+    }
+    keys = in_force(await stored_keys(records, tenant), definition.guards)
+    closed = await records.get(tenant, *CLOSED) is not None
     snapshot = Snapshot(
         hash="",
         tenant=tenant,
         revision=0,
         apps=apps,
         keys=keys,
-        keys_required=definition.keys_required,
-        embedders=definition.embedders,
+        keys_required=definition.keys_required or closed,
+        embedders={name: today(e) for name, e in definition.embedders.items()},
         hosts=definition.hosts,
         body_limit=definition.body_limit,
+        budgets=(*definition.budgets, *(await stored(records, tenant, BUDGET, Budget))),
+        limits=(*definition.limits, *(await stored(records, tenant, LIMIT, Limit))),
+        guards=definition.guards,
+        passthrough=definition.passthrough,
     )
     content = msgspec.json.encode(snapshot, order="deterministic")
     return replace(snapshot, hash="c1:" + digest(content), revision=revision)
@@ -92,12 +130,45 @@ async def build_snapshot(records: RecordStore, tenant: str) -> Snapshot | None:
 
 async def stored_keys(records: RecordStore, tenant: str) -> list[Key]:
     """Every key of the tenant, oldest first."""
-    keys: list[Key] = []
+    return await stored(records, tenant, KEY, Key)
+
+
+async def stored(records: RecordStore, tenant: str, kind: str, type: type[T]) -> list[T]:
+    """Every record of a kind, in the ids' order."""
+    found: list[T] = []
     after = ""
-    while page := await records.scan(tenant, KEY, after=after, limit=1000):
-        keys += [msgspec.msgpack.decode(r.value, type=Key) for r in page]
+    while page := await records.scan(tenant, kind, after=after, limit=1000):
+        found += [msgspec.msgpack.decode(r.value, type=type) for r in page]
         after = page[-1].id
-    return keys
+    return found
+
+
+def in_force(keys: Iterable[Key], guards: Mapping[str, tuple[GuardRule, ...]]) -> dict[str, Key]:
+    """Keys by every hash that opens them: guards resolved, replaced texts as keys of their own that end earlier.
+
+    A key whose guard is not configured any more is withheld: unguarded it must not work.
+    """
+    found = {}
+    for key in keys:
+        missing = bool(key.guard_name) and key.guard_name not in guards
+        lean = replace(
+            key,
+            guard=guards.get(key.guard_name, ()),
+            withheld=key.withheld or ("guard_missing" if missing else ""),
+            former=(),
+            metadata={},
+        )
+        found[key.hash] = lean
+        for replaced, until in key.former:
+            end = until if key.expires_ns is None else min(until, key.expires_ns)
+            found[replaced] = replace(lean, hash=replaced, expires_ns=end)
+    return found
+
+
+def guard_problem(name: str, definition: Definition) -> None:
+    """Raise `NotFound`, with the nearest names, where no guard policy has this name."""
+    if name not in definition.guards:
+        raise NotFound.nearest("guard", name, list(definition.guards), code="guard_not_found")
 
 
 def with_ids(app: App, identify: Callable[[Release], str]) -> App:

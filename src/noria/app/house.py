@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace as with_fields
 from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
+from noria.app.aside import Moderators, passing
 from noria.contracts.exchange import Exchange
 from noria.contracts.port import Clock
 from noria.contracts.release import Endpoint, GuardRule, Release, Snapshot
 from noria.contracts.stage import Check, Provider
 from noria.contracts.trace import ExchangeRow
 from noria.contracts.verdict import Ruling
+from noria.gateway import select
 from noria.gateway.admit import Admit
+from noria.gateway.cache import Cache, Recall
 from noria.gateway.limits import Limits
 from noria.gateway.router import Router
+from noria.gateway.semantic import Meanings
+from noria.gateway.topic import Topics
+from noria.gateway.traffic import Traffic
 from noria.ground.memory import Memory, Sessions
+from noria.ground.responses import ResponseState, ResponseStore
 from noria.guard.chain import InwardGuard, masked_copy
 from noria.guard.restore import Restore
 from noria.guard.stream import OutwardGuard
@@ -32,6 +41,12 @@ from noria.transform.normalize import Normalize
 from noria.transform.template import Template
 from noria.transform.window import Window
 
+Rules = list[tuple[Check, GuardRule]]
+
+
+class SessionStore(Sessions, ResponseStore, Protocol):
+    """Where named session state is kept."""
+
 
 class Bench:
     """What a worker has, whatever snapshot is in force: what outlives a House."""
@@ -43,7 +58,7 @@ class Bench:
         worker: str,
         clock: Clock,
         limits: Limits,
-        sessions: Sessions,
+        sessions: SessionStore,
         is_session: Callable[[str], bool],
         spool: Callable[[ExchangeRow], None],
         metrics: Metrics,
@@ -57,6 +72,8 @@ class Bench:
         self.spool = spool
         self.metrics = metrics
         self.accounts: dict[str, Account] = {}
+        self.cache = Cache()
+        self.traffic = Traffic()
         self._providers: dict[bytes, Provider] = {}
 
     def provider(self, endpoint: Endpoint) -> Provider:
@@ -70,6 +87,7 @@ class Bench:
     async def keep_only(self, endpoints: list[Endpoint]) -> None:
         """Close the providers that no snapshot in use names any more."""
         wanted = {msgspec.msgpack.encode(e) for e in endpoints}
+        self.traffic.keep_only(endpoints)
         for key in [k for k in self._providers if k not in wanted]:
             await self._providers.pop(key).close()
 
@@ -86,18 +104,36 @@ class Bench:
             account.cut_tokens += tokens
 
 
+SHORT_HASH = 19
+"""Characters of the configuration's hash on every answer: `c1:` and 64 bits."""
+
+
 class WiredHouse:
     """`journeys.prompt.House` of one snapshot."""
 
     def __init__(self, snapshot: Snapshot, bench: Bench) -> None:
         self.snapshot = snapshot
+        self._config = ("x-noria-config", snapshot.hash[:SHORT_HASH])
         self.limits = bench.limits
         self._bench = bench
         self.embedders = {name: embedder_release(e) for name, e in snapshot.embedders.items()}
         self.admit = Admit(snapshot, self.embedders, clock=bench.clock, is_session=bench.is_session)
         releases = [r for app in snapshot.apps.values() for r in app.releases.values()] + list(self.embedders.values())
         self.endpoints = [e for r in releases for e in r.route]
+        bench.cache.keep_only(r.app for r in releases if r.caching is not None)
+        self._rules: dict[tuple[str, str], Rules] = {}
         self._parts = {(r.app, r.name): self._wire(r) for r in releases}
+        self._own = {k.guard_name: checks_of(k.guard) for k in snapshot.keys.values() if k.guard}
+        """Checks of the guards that keys name."""
+        self._guarded: dict[tuple[str, str, str], Parts] = {}
+        self._moderators = Moderators(snapshot, self.admit)
+        bench.limits.adopt(snapshot)
+        if snapshot.passthrough is not None:
+            self.endpoints.append(snapshot.passthrough)
+
+    def provider(self, endpoint: Endpoint) -> Provider:
+        """What speaks to an endpoint of this snapshot."""
+        return self._bench.provider(endpoint)
 
     @property
     def ready(self) -> bool:
@@ -107,12 +143,34 @@ class WiredHouse:
     def open(self, x: Exchange) -> Account:
         """See `journeys.prompt.House`."""
         account = self._bench.accounts[x.id] = Account(Stopwatch())
+        account.headers.append(self._config)
         return account
 
     def parts(self, x: Exchange) -> Parts:
         """See `journeys.prompt.House`."""
-        assert x.release is not None, "admit comes first"
-        return self._parts[x.release.app, x.release.name]
+        release = x.release
+        assert release is not None, "admit comes first"
+        if x.key is not None and x.key.guard:
+            return self._with_guard(release, x.key.guard_name)
+        return self._parts[release.app, release.name]
+
+    def passing(self, x: Exchange) -> tuple[Endpoint, Provider]:
+        """See `journeys.raw.RawHouse`."""
+        return passing(x, self.snapshot, self._bench.provider)
+
+    def moderators(self, x: Exchange) -> tuple[Exchange, Sequence[Check]]:
+        """See `journeys.moderation.ModerationHouse`."""
+        return self._moderators.of(x)
+
+    def _with_guard(self, release: Release, name: str) -> Parts:
+        """The parts of a release with the guard of a key behind its own; made once a pair."""
+        found = self._guarded.get((release.app, release.name, name))
+        if found is None:
+            more = [(c, r) for c, r in self._own[name] if r not in release.guard]
+            guard = guarding([*self._rules[release.app, release.name], *more], self._bench.report)
+            found = with_fields(self._parts[release.app, release.name], **guard)
+            self._guarded[release.app, release.name, name] = found
+        return found
 
     def close(self, x: Exchange, account: Account) -> ExchangeRow:
         """See `journeys.prompt.House`."""
@@ -125,25 +183,73 @@ class WiredHouse:
     def _wire(self, release: Release) -> Parts:
         bench = self._bench
         providers = {e.name: bench.provider(e) for e in release.route}
-        rules = [(make_check(rule), rule) for rule in release.guard]
-        inward = [(c, r) for c, r in rules if "input" in r.on]
-        outward = [(c, r) for c, r in rules if "output" in r.on]
+        rules = self._rules[release.app, release.name] = checks_of(release.guard)
         windows = [e.context for e in release.route if e.context is not None]
         app = self.snapshot.apps.get(release.app)
         return Parts(
-            router=Router(release.route, providers, release.params),
+            router=Router(
+                release.route,
+                providers,
+                release.params,
+                routing=release.routing,
+                traffic=bench.traffic,
+                topics=self._topics(release),
+            ),
             normalize=Normalize() if release.normalize else None,
             template=Template() if release.prompt else None,
+            state=ResponseState(bench.sessions),
             memory=Memory(bench.sessions) if release.memory else None,
-            window=Window(min(windows), counter(providers[release.route[0].name]), report=bench.cut)
+            window=Window(fitted(release, windows), counter(providers[release.route[0].name]), report=bench.cut)
             if release.fit and windows
             else None,
-            guard=InwardGuard(inward, report=bench.report) if inward else None,
-            masked=masked_copy if inward else None,
-            outward=(OutwardGuard(outward),) if outward else (),
-            restore=Restore() if any(r.action == "mask" for _, r in inward) else None,
             record_bodies=app.record_bodies if app else False,
+            cache=self._recall(release),
+            **guarding(rules, bench.report),
         )
+
+
+    def _topics(self, release: Release) -> Topics | None:
+        """What routes a release's prompts by their meaning."""
+        if release.routing.semantic is None or release.embedder is None:
+            return None
+        self.endpoints.append(release.embedder)
+        provider, traffic = self._bench.provider(release.embedder), self._bench.traffic
+        return Topics(release.routing.semantic, release.embedder, provider, traffic.counts)
+
+    def _recall(self, release: Release) -> Recall | None:
+        """The cache of a release that has one; the model that compares questions is asked like any other."""
+        caching, bench = release.caching, self._bench
+        if caching is None:
+            return None
+        likeness = None
+        if caching.semantic is not None:
+            semantic = caching.semantic
+            self.endpoints.append(semantic.embedder)
+            name = release.app, msgspec.msgpack.encode(semantic.embedder), semantic.entries
+            likeness = Meanings(semantic, bench.provider(semantic.embedder), bench.cache.index(*name))
+        return Recall(release, caching, bench.cache, likeness)
+
+
+def fitted(release: Release, windows: list[int]) -> int:
+    """Tokens that a release's prompts are fitted into."""
+    return max(windows) if release.routing.window == "largest" else min(windows)
+
+
+def checks_of(rules: Iterable[GuardRule]) -> Rules:
+    """The checks that rules name, each with its rule."""
+    return [(make_check(rule), rule) for rule in rules]
+
+
+def guarding(rules: Rules, report: Callable[[Exchange, Ruling], None]) -> dict[str, Any]:
+    """The fields of `Parts` that a guard fills: what is judged on the way in and out, and what that entails."""
+    inward = [(c, r) for c, r in rules if "input" in r.on]
+    outward = [(c, r) for c, r in rules if "output" in r.on]
+    return {
+        "guard": InwardGuard(inward, report=report) if inward else None,
+        "masked": masked_copy if inward else None,
+        "outward": (OutwardGuard(outward),) if outward else (),
+        "restore": Restore() if any(r.action == "mask" for _, r in inward) else None,
+    }
 
 
 def counter(provider: Provider) -> Callable[[str], Awaitable[int]]:
@@ -194,7 +300,9 @@ def behaviours(release: Release) -> dict[str, int]:
     if release.guard:
         used |= {"guard.in": InwardGuard.behaviour, "guard.out": OutwardGuard.behaviour, "restore": Restore.behaviour}
         used |= {f"check.{r.check}": extension.load("checks", r.check, Check).behaviour for r in release.guard}
-    for e in release.route:
+    if not release.routing.plain:
+        used["route"] = select.BEHAVIOUR
+    for e in (*release.route, *([release.embedder] if release.embedder else [])):
         used[f"provider.{e.provider}"] = extension.load("providers", e.provider, Provider).behaviour
     return used
 

@@ -14,25 +14,36 @@ from typing import Any, Literal
 import msgspec
 
 from noria import __version__
-from noria.app.definition import KEY, Definition, apply, build_snapshot, stored_keys
+from noria.app.change import Changes
+from noria.app.clock import SystemClock
+from noria.app.definition import Definition, apply, build_snapshot, stored_definition
+from noria.app.depot import Depot
+from noria.app.directory import Directories
+from noria.app.keyring import Keyring
+from noria.app.last_used import LastUsed
 from noria.app.link import Heartbeat
+from noria.app.notice import idle
+from noria.app.policies import Policies
 from noria.app.recording import Recording
+from noria.app.registry import Registry, event
+from noria.app.responses import KeptResponses
+from noria.app.treasury import Treasury
 from noria.contracts.error import Conflict, NotFound, StoreError, Unauthorized
-from noria.contracts.event import Event
 from noria.contracts.message import Message
 from noria.contracts.port import Counter, RecordStore, TraceStore, Write
 from noria.contracts.release import Key, Snapshot
 from noria.contracts.trace import ExchangeRow, TraceQuery
-from noria.govern.access import Sessions, new_key
-from noria.kit.ids import uuid7
+from noria.govern.access import Sessions
 from noria.observe.trace import read_body
 
 log = logging.getLogger("noria.keeper")
 
-SECRET, CONVERSATION, EVENT = "secret", "conversation", "event"
+SECRET, CONVERSATION = "secret", "conversation"
 LOGIN_NS = 600 * 1_000_000_000
 FORGET_WORKER = 60.0
 """Seconds of silence after which a worker is no longer listed."""
+APPENDS = 16
+"""Appends of a conversation that are remembered."""
 MAX_KEPT = 400
 """Messages of one conversation kept at most, whatever a release replays."""
 
@@ -41,6 +52,8 @@ class Said(msgspec.Struct, frozen=True):
     """What a conversation holds, oldest first."""
 
     messages: tuple[Message, ...] = ()
+    appended: tuple[str, ...] = ()
+    """The latest appends: one that is repeated after a lost answer is known again."""
 
 
 Bodies = Literal["stored", "erased", "none", "off"]
@@ -63,6 +76,10 @@ class Stores(msgspec.Struct):
     records: RecordStore
     traces: TraceStore
     counters: Counter
+    depot: Depot | None = None
+    """Files and batches of callers."""
+    counters_own: bool = True
+    """Whether no other node counts with these counters, so that this node's traces can put them right."""
 
 
 class Keeper:
@@ -75,7 +92,20 @@ class Keeper:
         self.records = stores.records
         self.traces = stores.traces
         self.counters = stores.counters
-        self.recording = Recording(home / "spool", stores.traces, self.body_key)
+        self.depot = stores.depot
+        self.used = LastUsed(stores.records, tenant)
+        self.recording = Recording(home / "spool", stores.traces, self.body_key, seen=self.used.see)
+        self.registry = Registry(stores.records, tenant, self.refresh)
+        self.directories = Directories(self.registry)
+        self.keyring = Keyring(self.registry, self.directories)
+        self.responses = KeptResponses(stores.records, self.body_key)
+        self.policies = Policies(self.registry, self.current)
+        self.treasury = Treasury(
+            home, self.recording, tenant=tenant, records=stores.records, traces=stores.traces,
+            counters=stores.counters, clock=SystemClock(), rebuilds=stores.counters_own,
+        )  # fmt: skip
+        self.changes: Changes | None = None
+        """Plans and applies files; set by whoever knows how they are read."""
         self._secrets: dict[str, bytes] = {}
         self._codes: dict[str, int] = {}
         self._snapshot: Snapshot | None = None
@@ -95,11 +125,19 @@ class Keeper:
             if changes:
                 await self.note("config.applied", "file", definition.source, {"changes": changes})
         self._snapshot = await build_snapshot(self.records, self.tenant)
+        await self.treasury.adopt(self._snapshot)
+        applied = definition or await stored_definition(self.records, self.tenant)
+        self.treasury.webhook.url = applied.webhook if applied else ""
         self._tasks = [
+            asyncio.create_task(self.treasury.run()),
             asyncio.create_task(self._follow()),
             asyncio.create_task(self.recording.run()),
             asyncio.create_task(self._age()),
+            asyncio.create_task(self.used.run()),
         ]
+        if self.depot is not None:
+            heard, snapshot = (lambda: list(self._workers.values())), (lambda: self._snapshot)
+            self.depot.open(self.tenant, self.records, self.secret, heard, snapshot=snapshot)
         return changes
 
     async def leave(self) -> None:
@@ -111,6 +149,8 @@ class Keeper:
 
     async def stop(self) -> None:
         """Take in what the spool still holds, then close the stores."""
+        if self.depot is not None:
+            await self.depot.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -118,6 +158,7 @@ class Keeper:
             await self.recording.catch_up()
         except StoreError as e:
             log.error("the last traces stay in the spool until the next start: %s", e)
+        await self.used.save()
         await self.traces.close()
         await self.counters.close()
         await self.records.close()
@@ -140,16 +181,25 @@ class Keeper:
             today = dt.datetime.now(dt.UTC).date()
             try:
                 await self.traces.seal(self.tenant, today.isoformat())
-                await self.traces.drop(self.tenant, (today - dt.timedelta(days=self.keep_days)).isoformat())
+                oldest = today - dt.timedelta(days=self.keep_days)
+                await self.treasury.fold(int(dt.datetime(*oldest.timetuple()[:3], tzinfo=dt.UTC).timestamp()) * 1_000_000_000)
+                await self.traces.drop(self.tenant, oldest.isoformat())
+                await self.responses.expire(self.tenant, time.time_ns())
             except StoreError as e:
                 log.warning("sealing: %s", e)
             await asyncio.sleep(3600)
+
+    @property
+    def config(self) -> str | None:
+        """Hash of the configuration in force."""
+        return self._snapshot.hash if self._snapshot else None
 
     async def refresh(self) -> None:
         """Rebuild the snapshot now, so that whoever changed something sees it in force."""
         fresh = await build_snapshot(self.records, self.tenant)
         async with self._fresh:
             if fresh is not None and (self._snapshot is None or fresh.hash != self._snapshot.hash):
+                await self.treasury.adopt(fresh)
                 self._snapshot = fresh
                 self._fresh.notify_all()
 
@@ -162,6 +212,10 @@ class Keeper:
             except TimeoutError:
                 return None
         return self._snapshot if self._changed(after) else None
+
+    def current(self) -> Snapshot | None:
+        """The snapshot in force; None before the first apply."""
+        return self._snapshot
 
     def _changed(self, after: str) -> bool:
         return self._snapshot is not None and self._snapshot.hash != after
@@ -194,36 +248,15 @@ class Keeper:
 
     # -- keys ---------------------------------------------------------------------------------------
 
-    async def create_key(self, **what: Any) -> tuple[str, Key]:
-        """A new key's text (shown once) and record; in force when this returns."""
-        apps = what.get("apps", ())
-        known = self._snapshot.apps if self._snapshot else {}
-        embedders = self._snapshot.embedders if self._snapshot else {}
-        for app in apps:
-            if app not in known and app not in embedders:
-                raise NotFound.nearest("app", app, [*known, *embedders], code="app_not_found")
-        text, key = new_key(now_ns=time.time_ns(), tenant=self.tenant, **what)
-        await self.records.commit(self.tenant, [Write(KEY, key.id, msgspec.msgpack.encode(key), expect=0)])
-        await self.note("key.created", "admin", key.id, {"name": key.name, "apps": list(key.apps)})
-        await self.refresh()
-        return text, key
-
     async def keys(self) -> list[tuple[Key, int | None]]:
         """Every key with what its budget has leased so far (nano-dollars), oldest first."""
-        now = time.time_ns()
-        return [
-            (k, await self.counters.read(self.tenant, f"budget:{k.id}", now_ns=now) if k.budget_nanousd is not None else None)
-            for k in await stored_keys(self.records, self.tenant)
-        ]
+        return [(k, await self.leased(k)) for k in await self.keyring.all()]
 
-    async def delete_key(self, id: str) -> None:
-        """Revoke a key at once. Raises `NotFound`."""
-        known = {k.id: k for k in await stored_keys(self.records, self.tenant)}
-        if id not in known:
-            raise NotFound.nearest("key", id, list(known), code="key_not_found")
-        await self.records.commit(self.tenant, [Write(KEY, id, None)])
-        await self.note("key.deleted", "admin", id, {"name": known[id].name})
-        await self.refresh()
+    async def leased(self, key: Key) -> int | None:
+        """What a key's budget has leased so far (nano-dollars); None where it has no budget."""
+        if key.budget_nanousd is None:
+            return None
+        return await self.treasury.leased(key)
 
     # -- conversations ------------------------------------------------------------------------------
 
@@ -232,13 +265,16 @@ class Keeper:
         record = await self.records.get(tenant, CONVERSATION, f"{key}/{conversation}")
         return msgspec.msgpack.decode(record.value, type=Said).messages if record else ()
 
-    async def say(self, tenant: str, key: str, conversation: str, new: tuple[Message, ...]) -> None:
-        """Append messages, durably; two appends at the same time both stay."""
+    async def say(self, tenant: str, key: str, conversation: str, new: tuple[Message, ...], *, once: str = "") -> None:
+        """Append messages, durably; two appends at the same time both stay, the same one (`once`) said twice stays once."""
         name = f"{key}/{conversation}"
         while True:
             record = await self.records.get(tenant, CONVERSATION, name)
-            old = msgspec.msgpack.decode(record.value, type=Said).messages if record else ()
-            value = msgspec.msgpack.encode(Said((*old, *new)[-MAX_KEPT:]))
+            old = msgspec.msgpack.decode(record.value, type=Said) if record else Said()
+            if once and once in old.appended:
+                return
+            appended = (*old.appended, once)[-APPENDS:] if once else old.appended
+            value = msgspec.msgpack.encode(Said((*old.messages, *new)[-MAX_KEPT:], appended))
             try:
                 expect = record.version if record else 0
                 await self.records.commit(tenant, [Write(CONVERSATION, name, value, expect=expect)])
@@ -304,8 +340,11 @@ class Keeper:
         }
 
     def heard(self, heartbeat: Heartbeat) -> None:
-        """A worker lives, and says how its spool stands."""
-        self._workers[heartbeat.worker] = (heartbeat, time.monotonic())
+        """A worker lives, and says how it stands; or that it leaves."""
+        if heartbeat.leaving:
+            self._workers.pop(heartbeat.worker, None)
+        else:
+            self._workers[heartbeat.worker] = (heartbeat, time.monotonic())
 
     def workers(self) -> list[dict[str, Any]]:
         """The workers heard of within the last minute, and how long ago that was."""
@@ -316,6 +355,11 @@ class Keeper:
                 "name": h.worker,
                 "pid": h.pid,
                 "seen_seconds_ago": round(now - at, 1),
+                "config": h.config,
+                "trouble": h.trouble,
+                "in_flight": h.in_flight,
+                "draining": h.draining,
+                "endpoints": [msgspec.to_builtins(s) for s in h.endpoints],
                 "spool": {"dropped": h.spool_dropped, "pending": h.spool_pending, "alarm": h.spool_alarm},
             }
             for h, at in self._workers.values()
@@ -323,7 +367,16 @@ class Keeper:
 
     def _notices(self) -> list[dict[str, str]]:
         alarms = [("spool", w["spool"]["alarm"]) for w in self.workers()] + [("recorder", self.recording.state()["alarm"])]
-        return [{"level": "error", "code": code, "text": text} for code, text in alarms if text]
+        alarms += [("endpoint", text) for text in sorted({s.alarm for h, _ in self._workers.values() for s in h.endpoints})]
+        told = [{"level": "error", "code": code, "text": text} for code, text in alarms if text]
+        snapshot = self._snapshot
+        if snapshot is not None:
+            told += idle(snapshot, self.home / "metrics")
+        without = sorted({k.guard_name for k in snapshot.keys.values() if k.withheld == "guard_missing"}) if snapshot else []
+        for name in without:
+            text = f"The guard {name!r} is not configured any more: API keys that name it are refused."
+            told.append({"level": "error", "code": "guard_missing", "text": text})
+        return told + self.treasury.notices()
 
     def models(self) -> list[dict[str, Any]]:
         """Every endpoint in use and how it stands; local ones by their status file."""
@@ -348,9 +401,8 @@ class Keeper:
         return {"state": str(state.get("state", "absent")), "detail": str(state.get("detail", ""))}
 
     async def note(self, kind: str, actor: str, target: str, detail: dict[str, Any]) -> None:
-        """Keep an event; the audit chain of the governance issue reads these."""
-        event = Event(self.tenant, uuid7(), time.time_ns(), kind, actor, target, detail)
-        await self.records.commit(self.tenant, [Write(EVENT, event.id, msgspec.msgpack.encode(event), expect=0)])
+        """Keep an event of something that no other record changes with."""
+        await self.records.commit(self.tenant, [event(self.tenant, kind, actor, target, detail)])
 
 
 def _app(snapshot: Snapshot, name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,13 +13,25 @@ import msgspec
 from noria.contracts.error import StoreError
 from noria.contracts.message import Message
 from noria.contracts.release import Snapshot
+from noria.gateway.health import Standing
+from noria.gateway.lease import Grant, Holding, Want
+from noria.ground.responses import Kept
 from noria.kit.http_client import HttpCallError, HttpClient
+from noria.kit.ids import uuid7
 
 SOCKET = "keeper.sock"
+OPERATION = "operation.json"
+"""In `run/`: how the latest reload or upgrade stands."""
+APPLIED = "applied"
+"""In `run/`: there once the service has applied its configuration at its start."""
+DRAINING = "draining.json"
+"""In `run/`: there while an operator has asked the service to drain (`/drainz`)."""
 BEAT_WITHIN = 3.0
 """Seconds after which a keeper that does not answer a heartbeat counts as away: it may be stopped, or stuck."""
 LEASE_WITHIN = 1.0
 CONVERSATION_WITHIN = 10.0
+RESTART_WITHIN = 5.0
+"""Seconds for which calls that may be repeated wait for a keeper that is being started again."""
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -36,6 +49,18 @@ class Heartbeat(msgspec.Struct, frozen=True):
     spool_dropped: int = 0
     spool_pending: int = 0
     spool_alarm: str | None = None
+    config: str = ""
+    """Hash of the configuration in force."""
+    trouble: str = ""
+    """Why a newer one is not."""
+    in_flight: int = 0
+    draining: bool = False
+    leaving: bool = False
+    """Good-bye: the worker ends now."""
+    lines: tuple[str, ...] = ()
+    """Lines of batches in work: `batch_…/7`."""
+    endpoints: tuple[Standing, ...] = ()
+    """How the models' endpoints stand, as this worker has it from their answers."""
 
 
 class Link:
@@ -55,12 +80,17 @@ class Link:
             max_connections=64,
         )
         self.lost = asyncio.Event()
+        self._lost_at = 0.0
+        self.holder = ""
+        """See `gateway.lease.Leases`."""
 
     async def beat(self, heartbeat: Heartbeat) -> None:
         """Tell the keeper that this worker lives, and learn whether the keeper does (`lost`)."""
         try:
             await self._ask("POST", "/internal/heartbeat", msgspec.msgpack.encode(heartbeat), within=BEAT_WITHIN)
         except StoreError:
+            if not self.lost.is_set():
+                self._lost_at = monotonic()
             self.lost.set()
             raise
         self.lost.clear()
@@ -70,6 +100,20 @@ class Link:
         if self.lost.is_set():
             raise StoreError("The keeper is away.", code="keeper_away")
         return await self._ask(method, path, body, within=within)
+
+    async def _patient(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """As `_prompt`, for calls that do no harm when made twice: a keeper that is just being started again is waited for."""
+        first = monotonic()
+        while True:
+            began = self._lost_at if self.lost.is_set() else first
+            try:
+                if self.lost.is_set() and monotonic() - began >= RESTART_WITHIN:
+                    raise StoreError("The keeper is away.", code="keeper_away")
+                return await self._ask(method, path, body, within=CONVERSATION_WITHIN)
+            except StoreError as e:
+                if e.code != "keeper_away" or monotonic() - min(began, first) >= RESTART_WITHIN:
+                    raise
+            await asyncio.sleep(0.1)
 
     async def _ask(self, method: str, path: str, body: bytes = b"", *, within: float | None = None) -> bytes:
         try:
@@ -91,23 +135,42 @@ class Link:
     async def load(self, tenant: str, key_id: str, conversation: str) -> tuple[Message, ...]:
         """See `ground.memory.Sessions`."""
         path = "/internal/conversation?" + _conversation(tenant, key_id, conversation)
-        answer = await self._prompt("GET", path, within=CONVERSATION_WITHIN)
+        answer = await self._patient("GET", path)
         return msgspec.msgpack.decode(answer, type=tuple[Message, ...])
 
     async def append(self, tenant: str, key_id: str, conversation: str, new: tuple[Message, ...]) -> None:
         """See `ground.memory.Sessions`."""
-        path = "/internal/conversation?" + _conversation(tenant, key_id, conversation)
-        await self._prompt("POST", path, msgspec.msgpack.encode(new), within=CONVERSATION_WITHIN)
+        path = "/internal/conversation?" + _conversation(tenant, key_id, conversation) + "&once=" + uuid7()
+        await self._patient("POST", path, msgspec.msgpack.encode(new))
 
-    async def take(self, tenant: str, key: str, **what: int) -> int:
-        """See `gateway.limits.Leases`."""
-        answer = await self._prompt("POST", "/internal/take", _packed(tenant, key, what), within=LEASE_WITHIN)
-        granted: int = msgspec.msgpack.decode(answer, type=int)
-        return granted
+    async def recall(self, tenant: str, key_id: str, ids: tuple[str, ...], *, chain: bool = False) -> tuple[Kept, ...]:
+        """See `ground.responses.ResponseStore`."""
+        answer = await self._responses("recall", (tenant, key_id, ids, chain))
+        return msgspec.msgpack.decode(answer, type=tuple[Kept, ...])
 
-    async def give(self, tenant: str, key: str, amount: int) -> None:
-        """See `gateway.limits.Leases`."""
-        await self._prompt("POST", "/internal/give", _packed(tenant, key, {"amount": amount}), within=LEASE_WITHIN)
+    async def retain(self, tenant: str, kept: Kept) -> bool:
+        """See `ground.responses.ResponseStore`."""
+        return msgspec.msgpack.decode(await self._responses("retain", (tenant, kept)), type=bool)
+
+    async def forget(self, tenant: str, key_id: str, id: str) -> bool:
+        """Delete a stored Response; whether this key had it."""
+        return msgspec.msgpack.decode(await self._responses("forget", (tenant, key_id, id)), type=bool)
+
+    async def _responses(self, what: str, given: tuple[Any, ...]) -> bytes:
+        body, path = msgspec.msgpack.encode(given), f"/internal/responses/{what}"
+        if what == "forget":  # the second time it would say that there was nothing
+            return await self._prompt("POST", path, body, within=CONVERSATION_WITHIN)
+        return await self._patient("POST", path, body)
+
+    async def take(self, want: Want) -> Grant:
+        """See `gateway.lease.Leases`."""
+        answer = await self._prompt("POST", "/internal/take", msgspec.msgpack.encode(want), within=LEASE_WITHIN)
+        return msgspec.msgpack.decode(answer, type=Grant)
+
+    async def hold(self, tenant: str, holdings: list[Holding], *, full: bool) -> bool:
+        """See `gateway.lease.Leases`."""
+        body = msgspec.msgpack.encode((tenant, self.holder, holdings, full))
+        return msgspec.msgpack.decode(await self._prompt("POST", "/internal/hold", body, within=LEASE_WITHIN), type=bool)
 
 
 def _conversation(tenant: str, key: str, conversation: str) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from noria.contracts.error import StoreError
 from noria.contracts.port import TraceStore
 from noria.contracts.trace import ExchangeRow
 from noria.kit.spool import SpoolReader
 from noria.observe.trace import KeySource, Recorder
 
+Seen = Callable[[Sequence[ExchangeRow]], None]
+"""Is told of every row that was stored; must be quick."""
 LOOK = 0.5
 """Seconds between looks for spools of new workers."""
 WAITING = 256
@@ -23,7 +26,8 @@ QUIET = 15.0
 class Recording:
     """One Recorder a spool, started as spools appear."""
 
-    def __init__(self, folder: Path, store: TraceStore, key: KeySource) -> None:
+    def __init__(self, folder: Path, store: TraceStore, key: KeySource, *, seen: Seen | None = None) -> None:
+        self._seen = seen
         self._reader = SpoolReader(folder)
         self._store = store
         self._key = key
@@ -53,11 +57,27 @@ class Recording:
             while await recorder.step():
                 continue
 
+    async def level(self, within: float = 10.0) -> None:
+        """Returns when everything that the spools held at the call is stored. Raises `StoreError` after `within` seconds."""
+        spools = await asyncio.to_thread(self._reader.spools)
+        waiting = [(r := self._recorder(s), self._reader.tail(s), r.looks) for s in spools]
+        end = asyncio.get_running_loop().time() + within
+        # two empty looks since: what is left (a record torn by a crash) is nothing that can be read
+        while waiting := [(r, tail, looks) for r, tail, looks in waiting if not r.passed(tail) and r.looks < looks + 2]:
+            if asyncio.get_running_loop().time() > end:
+                raise StoreError(f"The recorder is more than {within:g} s behind.", code="recorder_behind")
+            await asyncio.sleep(0.02)
+
     def _recorder(self, spool: str) -> Recorder:
         found = self._recorders.get(spool)
         if found is None:
-            found = self._recorders[spool] = Recorder(self._reader, spool, self._store, self._key, told=self._tell)
+            found = self._recorders[spool] = Recorder(self._reader, spool, self._store, self._key, told=self._stored)
         return found
+
+    def _stored(self, rows: Sequence[ExchangeRow]) -> None:
+        if self._seen is not None:
+            self._seen(rows)
+        self._tell(rows)
 
     def _tell(self, rows: Iterable[ExchangeRow | None]) -> None:
         for queue in self._readers:

@@ -176,7 +176,7 @@ async def _ask(client: HttpClient, target: Target, prompt: Prompt, scheduled: fl
 
 def _facts(result: Result, reader: StreamReader, streamed: bytes, raw: bytes) -> None:
     """Fill in what the answer says, whichever way it came."""
-    from noria.dialects.openai_answer import read_answer
+    from noria.dialects.openai_answer import read_answer, read_text
     from noria.dialects.openai_stream import assemble
 
     if result.status != 200:
@@ -194,7 +194,7 @@ def _facts(result: Result, reader: StreamReader, streamed: bytes, raw: bytes) ->
     if usage is not None:
         result.input_tokens, result.output_tokens = usage.input, usage.output
     result.finish_reason = facts.finish_reason
-    result.answer = facts.texts[0] if facts.texts else ""
+    result.answer = read_text(body)
 
 
 def _error(raw: bytes) -> str:

@@ -14,19 +14,38 @@ from typing import Any
 
 import msgspec
 
-from noria.app.link import SOCKET
-from noria.app.model_process import command
-from noria.contracts.error import ConfigError, boundary
+from noria import __version__
+from noria.app.inherit import Inherited
+from noria.app.link import APPLIED, DRAINING, OPERATION, SOCKET
+from noria.app.model_process import command, status_path
+from noria.app.watch import PER_HOUR, Watch
+from noria.contracts.error import ConfigError, NoriaError, boundary
 from noria.contracts.release import Endpoint
 from noria.govern.access import admin_token
 from noria.kit.atomic import write_whole
 from noria.kit.http_client import HttpCallError, HttpClient
-from noria.kit.supervise import Child, State, Supervisor
+from noria.kit.redact import scrub_bytes
+from noria.kit.service import Watch as Watched
+from noria.kit.supervise import Child, Heir, State, Supervisor
 from noria.release.catalogue import manifest_of
 
 ANSWER_WITHIN = 3.0
 """Seconds in which a keeper that is well answers a question about itself."""
+START_WITHIN = 30.0
+"""Seconds in which a new process must serve; else the old one stays."""
+LAST_THINGS = 5.0
+"""Seconds that a worker has after its drain to settle, give back leases and flush its spool."""
+SIDES = ("", *"bcdefgh")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Operate(msgspec.Struct, frozen=True):
+    """`operate:` of noria.yaml, in seconds; see `settings.operate`."""
+
+    notice: float = 0.0
+    stop: float = 25.0
+    drain: float = 600.0
+    keeper_silent: float = 60.0
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -39,56 +58,68 @@ class Plan(msgspec.Struct, frozen=True):
     workers: int
     models: tuple[Endpoint, ...]
     """Local models to serve."""
+    operate: Operate = Operate()
 
 
 class House:
-    """The running service, from the outside: start, watch, stop."""
+    """The running service, from the outside: start, watch, replace, stop.
+
+    A worker's slot is a listening socket; which process serves it may change. While an old and a new worker of a slot
+    overlap, their `side` tells them apart (spool, metrics): "" and b, c, d in turn.
+    """
 
     def __init__(self, plan: Plan, tell: Callable[[str], None]) -> None:
         self.plan = plan
-        self._tell = tell
+        self.tell = tell
+        self.children = Supervisor(plan.home / "logs", on_state=self._state, clean=scrub_bytes)
+        self.stopping = asyncio.Event()
         self._sockets: list[socket.socket] = []
-        self._children = Supervisor(plan.home / "logs", on_state=self._state)
-        self._stopping = asyncio.Event()
+        self._sides: list[str] = []
+        self._watching: asyncio.Task[None] | None = None
+        self._configuration = ""
 
-    async def start(self) -> None:
+    async def start(self, inherited: Inherited | None = None) -> None:
         """Bind, then start everything; returns when the keeper answers and the workers serve."""
         plan = self.plan
         with boundary(ConfigError, f"preparing {plan.home}"):
             admin_token(plan.home)
-            self._prepare()
-        self._sockets = [listen(plan.host, plan.port)]
-        port = self.port  # where 0 was asked for, the first socket chooses for all
-        self._sockets += [listen(plan.host, port) for _ in range(plan.workers - 1)]
-        address = {"host": plan.host, "port": port, "workers": plan.workers, "pid": os.getpid()}
+            self._prepare(fresh=inherited is None)
+        self._bind([] if inherited is None else [socket.socket(fileno=fd) for fd in inherited.sockets])
+        self._sides = list(inherited.sides if inherited else ())[: len(self._sockets)]
+        self._sides += [""] * (len(self._sockets) - len(self._sides))
+        address = {"host": plan.host, "port": self.port, "workers": self.slots, "pid": os.getpid()}
         with boundary(ConfigError, f"preparing {plan.home}"):
             write_whole(plan.home / "run" / "address.json", msgspec.json.encode(address), mode=0o600, durable=False)
-        self._children.start(self._keeper())
-        for endpoint in plan.models:
-            self._children.start(self._model(endpoint))
-        for slot in range(plan.workers):
-            self._children.start(self._worker(slot))
+        wanted = [self.keeper(), *map(self.model, plan.models), *map(self.worker, range(self.slots))]
+        await self._begin(wanted, inherited.children if inherited else ())
         await self._serving("keeper", 30.0)
-        for slot in range(plan.workers):
+        for slot in range(self.slots):
             await self._serving(f"worker-{slot}", 30.0)
+        self.watch()
 
-    async def wait(self) -> None:
-        """Until SIGTERM, SIGINT, or the terminal is closed (unless started under nohup)."""
-        loop = asyncio.get_running_loop()
-        for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(sig) is not signal.SIG_IGN:
-                loop.add_signal_handler(sig, self._stopping.set)
-        await self._stopping.wait()
+    def watch(self) -> None:
+        """Look after the keeper and the models from now on."""
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
         """Workers drain first, so that what they still record finds the keeper; the keeper last."""
-        await asyncio.gather(*(self._children.stop(f"worker-{slot}") for slot in range(self.plan.workers)))
-        await asyncio.gather(*(self._children.stop(f"model-{e.name}") for e in self.plan.models))
-        await self._children.stop("keeper")
-        await self._children.close()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        names = self.children.names()
+        await asyncio.gather(*(self.children.stop(n) for n in names if n.startswith("worker-")))
+        await asyncio.gather(*(self.children.stop(n) for n in names if n.startswith("model-")))
+        await self.children.stop("keeper")
+        await self.children.close()
         for s in self._sockets:
             s.close()
         (self.plan.home / "run" / "address.json").unlink(missing_ok=True)
+
+    def leave(self, lock: int) -> Inherited:
+        """What the program that replaces this one needs. Nothing may be started after this."""
+        sockets = tuple(s.fileno() for s in self._sockets)
+        return Inherited(lock, sockets, tuple(self._sides), tuple(self.children.hand_over()), __version__)
 
     async def login_code(self) -> str:
         """A one-time code that opens the console."""
@@ -106,57 +137,171 @@ class House:
         """The bound port."""
         return int(self._sockets[0].getsockname()[1])
 
-    def _prepare(self) -> None:
+    @property
+    def slots(self) -> int:
+        """How many workers there are."""
+        return len(self._sockets)
+
+    async def roll(self, slot: int) -> bool:
+        """Put a new worker into a slot without losing a request; whether it serves. The old one drains on."""
+        name = f"worker-{slot}"
+        busy = {c.argv[c.argv.index("--side") + 1] for c in self.children.retired(name)} | {self._sides[slot]}
+        free = next((side for side in SIDES if side not in busy), None)
+        if free is None:
+            self.tell(f"{name}: {len(SIDES) - 1} earlier workers still drain; not replaced")
+            return False
+        before, self._sides[slot] = self._sides[slot], free
+        if not await self.children.replace(self.worker(slot), START_WITHIN, wait=False):
+            self._sides[slot] = before
+            return False
+        return True
+
+    def _bind(self, sockets: list[socket.socket]) -> None:
+        """One socket a slot; those that are there already stay, whatever the plan says now."""
+        plan = self.plan
+        self._sockets = sockets or [listen(plan.host, plan.port)]
+        for s in sockets:
+            s.setblocking(False)
+        port = self.port  # where 0 was asked for, the first socket chooses for all
+        self._sockets += [listen(plan.host, port) for _ in range(plan.workers - len(self._sockets))]
+
+    async def _begin(self, wanted: list[Child], there: tuple[Heir, ...]) -> None:
+        """Adopt what lives, end what nobody wants any more, start what is missing."""
+        known = {c.name: c for c in wanted}
+        for heir in there:
+            self.children.adopt(known.get(heir.name) or Child(heir.name, ("false",), grace=10.0), heir)
+        for name in set(self.children.names()) - set(known):
+            await self.children.stop(name)
+        for child in wanted:
+            if child.name not in self.children.names():
+                self.children.start(child)
+
+    def _prepare(self, *, fresh: bool) -> None:
         home = self.plan.home
         for folder in ("run", "run/models", "logs", "spool", "metrics"):
             (home / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
-        for old in (home / "metrics").glob("*.db"):
-            old.unlink()
+        if fresh:
+            for mark in (DRAINING, APPLIED, OPERATION):
+                (home / "run" / mark).unlink(missing_ok=True)
+            for old in (home / "metrics").iterdir():
+                old.unlink()
 
     def _state(self, name: str, state: State, detail: str) -> None:
         if state == "backoff":
-            self._tell(f"{name} stopped ({detail}); starting it again")
+            self.tell(f"{name} stopped ({detail}); starting it again")
 
     async def _serving(self, name: str, within: float) -> None:
-        waiting = asyncio.ensure_future(self._children.running(name, within))
-        stopping = asyncio.ensure_future(self._stopping.wait())
+        waiting = asyncio.ensure_future(self.children.running(name, within))
+        stopping = asyncio.ensure_future(self.stopping.wait())
         await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        if not self._stopping.is_set() and not await waiting:
-            state, detail = self._children.state(name)
+        if not self.stopping.is_set() and not await waiting:
+            state, detail = self.children.state(name)
             raise ConfigError(
                 f"{name} did not start ({state}: {detail}).", hint=f"See {self.plan.home / 'logs' / (name + '.log')}."
             )
 
-    def _keeper(self) -> Child:
+    async def _watch(self) -> None:
+        """Follow the keeper: kill it where it hangs, start the local models that a new configuration names."""
+        silent = self.plan.operate.keeper_silent
+        watch = Watch(silent)
+        while True:
+            await asyncio.sleep(min(2.0, silent / 4))
+            pid = self.children.pid("keeper")
+            try:
+                status = await self.status()
+            except (HttpCallError, msgspec.MsgspecError, KeyError):
+                if pid is None or self.children.state("keeper")[0] != "running":
+                    watch.answered()  # it is starting, or started again already: that has its own clock
+                elif why := watch.verdict(pid):
+                    self.tell(f"keeper: {why}; it is killed and started again")
+                    self.children.kill("keeper")
+                elif watch.exhausted and not watch.told:
+                    watch.told = True
+                    self.tell(f"keeper: killed {PER_HOUR} times within an hour for not answering; left alone now")
+                continue
+            watch.answered()
+            await self._models_of(status)
+
+    async def _models_of(self, status: dict[str, Any]) -> None:
+        """Start and stop local models after the configuration has changed."""
+        config = str(status.get("config"))
+        if config == self._configuration:
+            return
+        first, self._configuration = not self._configuration, config
+        used = {m["model"]: m["name"] for m in status["models"] if m["provider"] == "local"}
+        running = {n.removeprefix("model-") for n in self.children.names() if n.startswith("model-")}
+        for model, name in used.items():
+            argv = next((a for a in map(self._model_argv, (model,)) if a), None)
+            served = any(argv == c.argv for n in running if (c := self.children.child(f"model-{n}")))
+            if argv and not served and name not in running:
+                self.tell(f"model-{name}: the configuration names it; starting")
+                self.children.start(self._model_child(name, argv))
+        if first:
+            return
+        wanted = {argv for model in used if (argv := self._model_argv(model))}
+        for name in running:
+            child = self.children.child(f"model-{name}")
+            if child and child.argv not in wanted:
+                self.tell(f"model-{name}: no app uses it any more; stopping")
+                await self.children.stop(f"model-{name}")
+
+    def keeper(self) -> Child:
+        """The keeper as a child."""
         config = ("--config", str(self.plan.config)) if self.plan.config else ()
         argv = (sys.executable, "-m", "noria", "process", "keeper", *config)
         return Child("keeper", argv, self._env(), ready=self._keeper_ready, grace=10.0)
 
-    async def _keeper_ready(self) -> bool:
+    async def _keeper_ready(self, pid: int) -> bool:
         try:
-            status, _, _ = await ask(self.plan.home, "GET", "/api/status", within=ANSWER_WITHIN)
+            status, headers, _ = await ask(self.plan.home, "GET", "/internal/alive", within=ANSWER_WITHIN)
         except HttpCallError:
             return False
-        return status == 200
+        return status == 204 and ("x-noria-pid", str(pid)) in headers
 
-    def _model(self, endpoint: Endpoint) -> Child:
+    def model(self, endpoint: Endpoint) -> Child:
+        """A local model's server as a child."""
         argv = command(self.plan.home, manifest_of(self.plan.home, endpoint.model))
-        return Child(f"model-{endpoint.name}", argv, self._env())
+        return self._model_child(endpoint.name, argv)
 
-    def _worker(self, slot: int) -> Child:
-        fd = self._sockets[slot].fileno()
+    def _model_argv(self, model: str) -> tuple[str, ...]:
+        try:
+            return command(self.plan.home, manifest_of(self.plan.home, model))
+        except NoriaError:
+            return ()  # not installed: the apps that need it say so
+
+    def _model_child(self, name: str, argv: tuple[str, ...]) -> Child:
+        limit = self.plan.operate.drain
+        ready = partial(self._model_ready, argv[argv.index("--model-id") + 1])
+        return Child(f"model-{name}", argv, self._env(), ready=ready, grace=5.0, retire_grace=limit)
+
+    async def _model_ready(self, model: str, pid: int) -> bool:
+        found = Watched(status_path(self.plan.home, model)).read()
+        return found is not None and found.pid == pid and found.state == "ready"
+
+    def worker(self, slot: int) -> Child:
+        """The worker of a slot as a child, on the slot's present side."""
+        fd, operate = self._sockets[slot].fileno(), self.plan.operate
         argv = (
-            sys.executable, "-m", "noria", "process", "worker", "--slot", str(slot), "--fd", str(fd),
-            "--workers", str(self.plan.workers), "--host", self.plan.host,
+            sys.executable, "-m", "noria", "process", "worker", "--slot", str(slot), "--side", self._sides[slot],
+            "--fd", str(fd), "--workers", str(self.slots), "--host", self.plan.host, "--notice", str(operate.notice),
+            "--stop", str(operate.stop), "--drain", str(operate.drain),
         )  # fmt: skip
-        name = f"worker-{slot}"
-        return Child(name, argv, self._env(), ready=partial(self._worker_ready, name), pass_fds=(fd,), grace=30.0)
+        return Child(
+            f"worker-{slot}",
+            argv,
+            self._env(),
+            ready=self._worker_ready,
+            pass_fds=(fd,),
+            grace=operate.notice + operate.stop + LAST_THINGS,
+            retire=signal.SIGHUP,
+            retire_grace=operate.drain + LAST_THINGS,
+        )
 
-    async def _worker_ready(self, name: str) -> bool:
+    async def _worker_ready(self, pid: int) -> bool:
         """Its heartbeat has reached the keeper: it serves, and both ways are open."""
         try:
-            return self._children.pid(name) in [w["pid"] for w in (await self.status()).get("workers", ())]
+            return pid in [w["pid"] for w in (await self.status()).get("workers", ())]
         except HttpCallError:
             return False
 

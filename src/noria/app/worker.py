@@ -6,19 +6,26 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from noria.app.clock import SystemClock
 from noria.app.house import Bench, WiredHouse
-from noria.app.link import Heartbeat, Link
+from noria.app.inflight import Inflight
+from noria.app.link import DRAINING, Heartbeat, Link
+from noria.contracts.batch import Ticket
 from noria.contracts.error import ConfigError, NoriaError, StoreError
 from noria.contracts.release import Snapshot
 from noria.contracts.trace import ExchangeRow
 from noria.gateway.limits import Limits
+from noria.gateway.ticket import verify
 from noria.govern.access import Sessions, admin_token
 from noria.kit.atomic import write_whole
 from noria.kit.ids import keyed
+from noria.kit.journal import Journal
 from noria.kit.spool import SpoolWriter
 from noria.observe.metrics import Metrics
 from noria.observe.trace import encode
@@ -31,29 +38,34 @@ WORTH_A_WORD = 2.0
 """Seconds for which a keeper may be away without a line in the log: at a start, or a restart, it always is for a moment."""
 
 
-class SystemClock:
-    """The machine's clock."""
-
-    def now_ns(self) -> int:
-        """Wall clock, int64 ns UTC."""
-        return time.time_ns()
-
-
 class Worker:
     """One worker: `house` is replaced whole when the configuration changes (DESIGN §3a.3)."""
 
-    def __init__(self, home: Path, slot: int, *, workers: int = 1, node: str = "n0") -> None:
+    def __init__(self, home: Path, slot: int, *, workers: int = 1, node: str = "n0", side: str = "") -> None:
         self.home = home
-        self.name = f"{node}-w{slot}"
+        self.name = f"{node}-w{slot}{side}"
         self.house: WiredHouse | None = None
         self.draining = False
+        """Whether the service is being stopped; a worker that is merely replaced goes on being ready."""
+        self.in_flight: Callable[[], Mapping[str, int]] = dict
+        """Requests being answered, by path."""
+        self.trouble = ""
+        """Why the newest configuration is not in force here, in words."""
         self.started_s = int(time.time())
         self.link = Link(home)
         self.spool = SpoolWriter(home / "spool", self.name)
-        self.metrics = Metrics(self._known_app)
+        self._rows: list[bytes] = []
+        self.lines: set[str] = set()
+        """Lines of batches in work (`batch_…/7`)."""
+        self.journal = Journal(home / "batches", self.name)
+        self.metrics = Metrics(self._known_app, home / "metrics", f"{slot}{side}")
+        if not self.metrics.shared:
+            log.warning("no room for shared metrics in %s: /metrics tells of one worker a time", home / "metrics")
         self.sessions = Sessions(admin_token(home))
         self.clock = SystemClock()
-        self.limits = Limits(self.link, self.clock, workers=workers)
+        self.open = Inflight(home / "inflight", self.name, self.clock.now_ns())
+        self.link.holder = self.open.holder
+        self.limits = Limits(self.link, self.clock, workers=workers, journal=self.open)
         self._subject_key = b""
         self._unsaved: Snapshot | None = None
         self._configured = asyncio.Event()
@@ -74,7 +86,7 @@ class Worker:
         stored = self._stored()
         if stored is not None:
             self._adopt(stored)
-        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tick())]
+        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tick()), asyncio.create_task(self._account())]
 
     async def configured(self, within: float) -> bool:
         """Wait until there is a configuration, at most `within` seconds; whether there is."""
@@ -86,23 +98,54 @@ class Worker:
         return self.house is not None
 
     async def stop(self) -> None:
-        """Give back what is leased, flush the spool."""
+        """Give back what is leased, flush the spool, say good-bye."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.limits.give_back()
+        self._write()
         await asyncio.to_thread(self.spool.close)
+        self.open.close()
+        self.journal.close()
+        with suppress(StoreError):
+            await self.link.beat(Heartbeat(self.name, os.getpid(), leaving=True))
         await self._bench.keep_only([])
+
+    @property
+    def drain_asked(self) -> bool:
+        """Whether an operator has asked the whole service to drain (`/drainz`)."""
+        return self.drain_mark.exists()
+
+    @property
+    def drain_mark(self) -> Path:
+        """The file that is there meanwhile: every worker of the node sees it."""
+        return self.home / "run" / DRAINING
 
     def subject(self, user: str) -> str:
         """The keyed hash that stands for a caller's user (DESIGN §3a.4); empty while the key is unknown."""
         return keyed(self._subject_key, user.encode())[:32] if user and self._subject_key else ""
 
+    def ticket(self, value: str) -> Ticket | None:
+        """What the keeper signed for a line of a batch; None for anything else."""
+        return verify(value, self._subject_key, now_ns=self.clock.now_ns())
+
     def _known_app(self, app: str) -> bool:
         return self.house is not None and (app in self.house.snapshot.apps or app in self.house.snapshot.embedders)
 
     def _record(self, row: ExchangeRow) -> None:
-        self.spool.append(encode(row))
+        """Into the page cache before the last byte of the answer leaves: at once for a stream, whose bytes leave at any
+        time; for a whole answer with all others of this turn of the event loop, behind which answers leave (`promise`).
+        """
+        self._rows.append(encode(row))
+        if row.stream:
+            self._write()
+        elif len(self._rows) == 1:
+            asyncio.get_running_loop().call_soon(self._write)
+
+    def _write(self) -> None:
+        if self._rows:
+            rows, self._rows = self._rows, []
+            self.spool.extend(rows)
 
     async def _follow(self) -> None:
         """Take each new snapshot from the keeper; while it is away, ask again at growing intervals and say so once."""
@@ -117,11 +160,11 @@ class Worker:
                         await self._change(found.snapshot)
                         self._unsaved = found.snapshot
                 self._save()
-                pause, said = FIRST_RETRY, ""
+                pause, said, self.trouble = FIRST_RETRY, "", ""
             except (StoreError, ConfigError, msgspec.MsgspecError, OSError) as e:
                 # the heartbeat tells of a keeper that is away; here it is only worth a word where something else is wrong
                 if str(e) != said and getattr(e, "code", "") != "keeper_away":
-                    said = str(e)
+                    said = self.trouble = str(e)
                     log.warning("no new configuration, the one in force stays: %s", e)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAST_RETRY)
@@ -138,7 +181,21 @@ class Worker:
         while True:
             counts = self.spool.counts
             try:
-                await self.link.beat(Heartbeat(self.name, os.getpid(), counts.dropped, counts.pending, self.spool.alarm))
+                await self.link.beat(
+                    Heartbeat(
+                        self.name,
+                        os.getpid(),
+                        counts.dropped,
+                        counts.pending,
+                        self.spool.alarm,
+                        config=self.house.snapshot.hash if self.house else "",
+                        trouble=self.trouble,
+                        in_flight=sum(self.in_flight().values()),
+                        draining=self.drain_asked,
+                        lines=tuple(self.lines),
+                        endpoints=self._bench.traffic.board.standings(time.perf_counter_ns()),
+                    )
+                )
             except StoreError as e:
                 gone = gone or time.monotonic()
                 if not warned and time.monotonic() - gone >= WORTH_A_WORD:
@@ -180,6 +237,16 @@ class Worker:
     def _path(self) -> Path:
         return self.home / "run" / "snapshot.msgpack"
 
+    async def _account(self) -> None:
+        """Tell the keeper each second what is leased, and soon again where it did not hear."""
+        while True:
+            try:
+                await self.limits.tick()
+            except StoreError:
+                await asyncio.sleep(0.1)
+            else:
+                await asyncio.sleep(1.0)
+
     async def _tick(self) -> None:
         seen = (0, 0, 0)
         while True:
@@ -189,4 +256,10 @@ class Worker:
                 dict(zip(("evaluated", "acted", "unchecked"), (n - s for n, s in zip(now, seen, strict=True)), strict=True))
             )
             seen = now
-            self.metrics.spool(self.spool.counts.dropped, self.spool.alarm)
+            spool = self.spool.counts
+            self.metrics.spool(spool.dropped, self.spool.alarm, spool.pending)
+            self.metrics.load(sum(self.in_flight().values()), self.limits.queued)
+            self.metrics.policies(self.limits.policies())
+            self.metrics.routing(*self._bench.traffic.numbers(time.perf_counter_ns()))
+            self._bench.cache.sweep()
+            self.metrics.cache(self._bench.cache.tally(), self._bench.cache.saved_nanousd, self._bench.cache.held)

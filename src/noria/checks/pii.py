@@ -248,6 +248,7 @@ class Pii(Check):
     """Finds structured personal data; labels are the names in `TYPES`."""
 
     id = "pii"
+    category = "pii"
     needs = frozenset({"input", "output"})
     reach = 256
     lookback = _LOOKBACK

@@ -123,6 +123,7 @@ class Secrets(Check):
     """Finds credentials; the label names the kind of key."""
 
     id = "secrets"
+    category = "secrets"
     needs = frozenset({"input", "output"})
     reach = 256
     lookback = 64

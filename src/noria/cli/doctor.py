@@ -8,25 +8,27 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import msgspec
 
+from noria.cli.doctor_service import Finding, Level, at_rest, differs, notices, upstreams
 from noria.cli.service import call, emit, reachable
 from noria.contracts.error import NoriaError
 from noria.kit.atomic import alive
 from noria.settings import config_path, home
 
-Level = Literal["ok", "warn", "fail"]
-Finding = tuple[Level, str, str]
-
 
 @click.command(name="doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def command(as_json: bool) -> None:
-    """Look at this installation and say what is wrong and what to do. Exit 1 where something fails."""
-    found = list(_examine())
+@click.option("--offline", is_flag=True, help="Do not call the endpoints of models.")
+def command(as_json: bool, offline: bool) -> None:
+    """Look at this installation and say what is wrong and what to do. Exit 1 where something fails.
+
+    Endpoints of models are asked for their list of models, which costs nothing.
+    """
+    found = list(_examine(offline=offline))
     if as_json:
         emit(
             {
@@ -44,10 +46,10 @@ def command(as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _examine() -> Iterator[Finding]:
+def _examine(*, offline: bool) -> Iterator[Finding]:
     yield from _machine()
     yield from _libraries()
-    yield from _configuration()
+    yield from _configuration(offline=offline)
     yield from _models()
     yield from _service()
 
@@ -92,7 +94,7 @@ def _libraries() -> Iterator[Finding]:
         yield "warn", "the console is not built.", "In a clone: make ui"
 
 
-def _configuration() -> Iterator[Finding]:
+def _configuration(*, offline: bool) -> Iterator[Finding]:
     from noria.app.stores import load_settings
 
     path = config_path()
@@ -114,6 +116,8 @@ def _configuration() -> Iterator[Finding]:
                 resolve_secret(endpoint.key)
             except NoriaError as e:
                 yield "fail", f"model {endpoint.name}: {e}", ""
+    if not offline:
+        yield from upstreams(loaded)
 
 
 def _models() -> Iterator[Finding]:
@@ -138,6 +142,7 @@ def _service() -> Iterator[Finding]:
     here = home()
     if not reachable(here):
         yield _silent(here)
+        yield from _at_rest(here)
         yield from _logs(here)
         return
     status: dict[str, Any] = call("GET", "/api/status")
@@ -164,7 +169,19 @@ def _service() -> Iterator[Finding]:
         yield "fail", f"recording: {recorder['alarm']}", "Answers go on; free space or mend the store."
     elif recorder["lag_seconds"] > 5:
         yield "warn", f"traces are {recorder['lag_seconds']:.0f} s behind ({recorder['lag_records']} records).", ""
+    yield from notices(status)
+    yield from differs(config_path())
     yield from _logs(here)
+
+
+def _at_rest(here: Path) -> Iterator[Finding]:
+    from noria.app.stores import load_settings
+
+    try:
+        loaded = load_settings(config_path())
+    except NoriaError:
+        return  # told with the configuration
+    yield from at_rest(here, loaded)
 
 
 def _silent(here: Path) -> Finding:

@@ -13,11 +13,22 @@ from noria.contracts.error import ConfigError, NoriaError
 COMMANDS = {
     "up": ("noria.cli.up", "Start the service: gateway, keeper, console, local models."),
     "validate": ("noria.cli.validate", "Check noria.yaml; every error names file, line and key."),
+    "plan": ("noria.cli.apply", "Show what noria.yaml would change in the running service."),
+    "apply": ("noria.cli.apply", "Put noria.yaml in force without a restart."),
+    "reload": ("noria.cli.operate", "Apply noria.yaml and replace the workers, one by one."),
+    "upgrade": ("noria.cli.operate", "Go over to the installed version without closing a socket."),
+    "drain": ("noria.cli.operate", "Tell load balancers to look elsewhere."),
     "doctor": ("noria.cli.doctor", "Say in words what is well and what is wrong here."),
     "models": ("noria.cli.models", "Fetch and list the models that run on this machine."),
     "chat": ("noria.cli.chat", "Talk to an app from the terminal."),
     "replay": ("noria.cli.replay", "Send a JSONL file of prompts through an app."),
-    "keys": ("noria.cli.keys", "API keys: create, list, revoke."),
+    "keys": ("noria.cli.keys", "API keys: create, list, show, update, rotate, revoke."),
+    "orgs": ("noria.cli.orgs", "Organisations: add, list, remove."),
+    "teams": ("noria.cli.teams", "Teams of an organisation: add, list, remove."),
+    "users": ("noria.cli.users", "Users, who may be in several teams: add, list, update, remove."),
+    "budgets": ("noria.cli.budgets", "Budgets: create, list, show, delete."),
+    "cost": ("noria.cli.cost", "What was spent, at which prices, and whether the invoice agrees."),
+    "batch": ("noria.cli.batch", "Batches: create, list, show, cancel, results."),
     "trace": ("noria.cli.trace", "What the service did: list, show, export."),
     "process": ("noria.cli.process", "One process of the service (started by `noria up`)."),
 }
@@ -35,7 +46,8 @@ class Commands(click.Group):
         """The command, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(import_module(COMMANDS[cmd_name][0]), "command")  # noqa: B009  the name is the convention
+        module = import_module(COMMANDS[cmd_name][0])
+        command = getattr(module, "command", None) or getattr(module, cmd_name)  # one command a module, or several by name
         assert isinstance(command, click.Command)
         return command
 

@@ -9,46 +9,107 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from noria.app.link import SOCKET
+from noria.kit.handover import Giver, Taker
+
+if TYPE_CHECKING:
+    from noria.kit.http_server import HttpServer
 
 log = logging.getLogger("noria.serve")
-Until = Callable[[], Awaitable[None]]
-DRAIN = 25.0
-"""Seconds that requests in flight get to finish."""
+Word = Literal["stop", "replaced"]
+Told = Callable[[], Callable[[], Awaitable[Word]]]
+"""Called within the loop: gives what waits for the next word."""
+TELL_EVERY = 5.0
+"""Seconds between words on what a drain still waits for."""
 
 
-async def serve_worker(home: Path, slot: int, listener: socket.socket, *, workers: int, host: str, until: Until) -> None:
-    """Serve until told to stop, then drain: readiness off, requests in flight finish, leases go back, spool flushed."""
-    from noria.kit.shared_metrics import share
+class Post(msgspec.Struct, frozen=True):
+    """A worker's place: its slot, what tells it from its predecessor there, and how it leaves (seconds)."""
 
-    if not share(home / "metrics", str(slot)):
-        log.warning("no room for shared metrics in %s: /metrics tells of one worker a time", home / "metrics")
+    slot: int
+    side: str = ""
+    workers: int = 1
+    host: str = "127.0.0.1"
+    notice: float = 0.0
+    stop: float = 25.0
+    drain: float = 600.0
+
+
+async def serve_worker(home: Path, post: Post, listener: socket.socket, told: Told) -> None:
+    """Serve until told to leave; then requests in flight finish, leases go back, the spool is flushed.
+
+    A worker that is replaced hands its idle connections to its successor and has `post.drain` seconds; one that is
+    stopped first says no to `/readyz` for `post.notice` seconds, then has `post.stop`.
+    """
     from noria.api.gateway import Gateway
     from noria.app.worker import Worker
     from noria.kit.http_server import HttpServer
 
-    part = Worker(home, slot, workers=workers)
+    word = told()
+    part = Worker(home, post.slot, workers=post.workers, side=post.side)
     await part.start()
     await part.configured(10.0)  # callers wait in the accept queue meanwhile
-    gateway = Gateway(part, () if host in ("127.0.0.1", "localhost", "::1") else (host,))
+    gateway = Gateway(part, () if post.host in ("127.0.0.1", "localhost", "::1") else (post.host,))
     server = HttpServer(gateway.handle, limits=gateway.limits(), error=gateway.refused)
+    part.in_flight = server.in_flight
+    tasks: set[asyncio.Task[None]] = set()
+
+    def take(connection: socket.socket) -> None:
+        task = asyncio.get_running_loop().create_task(server.adopt(connection))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    taker = Taker(_handover(home, post.slot), take)
     await server.start(listener)
+    taker.start()
     gc.collect()
     gc.freeze()  # what start-up made stays: no collection needs to walk it again
     gc.set_threshold(20_000, 20, 50)
     beating = asyncio.create_task(part.beat())
-    await until()
-    part.draining = True
+    said = await word()
+    if said == "stop":
+        part.draining = True
+        await asyncio.sleep(post.notice)
+    taker.close()
     gateway.leave()
-    cut = await server.drain(DRAIN)
-    if cut:
-        log.warning("%d requests were cut short after %.0f s", cut, DRAIN)
+    await _drain(server, post, said, word, _handover(home, post.slot))
     beating.cancel()
     await part.stop()
 
 
-async def serve_keeper(home: Path, config: Path | None, *, until: Until) -> None:
+def _handover(home: Path, slot: int) -> Path:
+    return home / "run" / f"worker-{slot}.sock"
+
+
+async def _drain(server: HttpServer, post: Post, said: Word, word: Callable[[], Awaitable[Word]], successor: Path) -> None:
+    """Finish what has begun, telling every few seconds what that is; a word to stop shortens it."""
+    giver = Giver(successor) if said == "replaced" else None
+    limit = post.drain if giver else post.stop
+    draining = asyncio.ensure_future(server.drain(limit, giver))
+    hurried = asyncio.ensure_future(word())
+    while not draining.done():
+        await asyncio.wait((draining, hurried), timeout=TELL_EVERY, return_when=asyncio.FIRST_COMPLETED)
+        if hurried.done():
+            if hurried.result() == "stop":
+                server.hurry(post.stop)
+                limit = post.stop
+            hurried = asyncio.ensure_future(word())
+        elif not draining.done():
+            left = ", ".join(f"{n} {path}" for path, n in server.in_flight().most_common(20))
+            log.info("draining: %s", left or f"{server.connections} idle connections")
+    hurried.cancel()
+    if giver is not None:
+        giver.close()
+        log.info("replaced; %d idle connections were handed over", giver.given)
+    if draining.result():
+        log.warning("%d requests were cut short after %.0f s", draining.result(), limit)
+
+
+async def serve_keeper(home: Path, config: Path | None, told: Told) -> None:
     """Own the stores and answer on the unix socket until told to stop."""
     import uvicorn
 
@@ -63,6 +124,7 @@ async def serve_keeper(home: Path, config: Path | None, *, until: Until) -> None
         def capture_signals(self) -> Iterator[None]:
             yield
 
+    word = told()
     keeper = await open_keeper(home, config)
     path = home / "run" / SOCKET
     path.unlink(missing_ok=True)
@@ -77,7 +139,7 @@ async def serve_keeper(home: Path, config: Path | None, *, until: Until) -> None
         path.chmod(0o600)
         s.listen(256)
         serving = asyncio.ensure_future(server.serve(sockets=[s]))
-        await until()
+        await word()
         await keeper.leave()
         server.should_exit = True
         await serving

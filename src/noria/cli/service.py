@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from noria.contracts.error import NoriaError, Unavailable
-from noria.settings import home
+from noria.settings import config_path, home
 
 
 class Refused(NoriaError):
@@ -66,13 +66,20 @@ def keeper() -> Iterator[None]:
     if reachable(root):
         yield
         return
+    from noria.app.stores import load_settings
     from noria.kit.orphan import tied
     from noria.kit.supervise import lock
+
+    config = config_path()
+    load_settings(config)  # a mistake in it is told here, by file and line
+    argv = [sys.executable, "-m", "noria", "process", "keeper"]
+    if config is not None:
+        argv += ["--config", str(config.absolute())]
 
     with lock(root / "lock"):
         (root / "run").mkdir(parents=True, exist_ok=True, mode=0o700)
         child = subprocess.Popen(
-            tied([sys.executable, "-m", "noria", "process", "keeper"]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            tied(argv), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env={**os.environ, "NORIA_HOME": str(root)},
         )  # fmt: skip
         try:

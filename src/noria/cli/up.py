@@ -11,6 +11,8 @@ from pathlib import Path
 
 import click
 
+from noria.app.inherit import Inherited, claim
+from noria.app.operate import Operator
 from noria.app.supervisor import LOOPBACK, House, Plan, port_is_taken
 from noria.contracts.error import ConfigError
 from noria.settings import config_path
@@ -32,29 +34,35 @@ def command(config: Path | None, port: int | None, workers: int | None) -> None:
     from noria.kit.supervise import lock
 
     path = config or config_path()
+    inherited = claim()
     loaded = load_settings(path)
     made, missing = plan(loaded, path.absolute() if path else None, port=port, workers=workers)
     define(loaded)
-    with lock(made.home / "lock"):
-        if port_is_taken(made.host, made.port):
+    with lock(made.home / "lock", inherited.lock if inherited else -1) as held:
+        if inherited is None and port_is_taken(made.host, made.port):
             raise ConfigError(f"Port {made.port} of {made.host} is in use.", hint="Choose another with --port.")
         for model in missing:
             click.echo(
                 f"The model {model!r} is not installed; apps that need it answer 503. Fetch it: noria models add {model}"
             )
-        _speak_of_language(made)
-        asyncio.run(_run(made, began))
+        if inherited is None:
+            _speak_of_language(made)
+        asyncio.run(_run(made, began, held, inherited))
 
 
-async def _run(plan: Plan, began: float) -> None:
+async def _run(plan: Plan, began: float, held: int, inherited: Inherited | None) -> None:
     house = House(plan, lambda line: click.echo(line, err=True))
-    waiting = asyncio.ensure_future(house.wait())
+    operator = Operator(house, held)
+    operator.listen()
+    waiting = asyncio.ensure_future(house.stopping.wait())
     try:
-        await house.start()
+        await house.start(inherited)
         if not waiting.done():
-            await _greet(house, began)
-            await waiting
+            if inherited is None:
+                await _greet(house, began)
+            await operator.run(inherited)
     finally:
+        waiting.cancel()
         with suppress(OSError):  # the terminal may be gone
             click.echo("Stopping: requests in flight finish first.", err=True)
         await house.stop()

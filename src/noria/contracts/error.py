@@ -129,17 +129,35 @@ class Blocked(RequestError):
 
 
 class LimitExceeded(NoriaError):
-    """A local rate limit (`rate_limit_exceeded`) or a spent budget (`insufficient_quota`)."""
+    """A local rate limit (`rate_limit_exceeded`) or a spent budget (`insufficient_quota`).
+
+    `details` says which one, in the body of the answer: scope, limit, what is used, when it begins anew. `lasting`: the same
+    request will be refused again however long its caller waits.
+    """
 
     status = 429
     type = "rate_limit_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        hint: str | None = None,
+        retry_after: float | None = None,
+        details: dict[str, object] | None = None,
+        lasting: bool = False,
+    ) -> None:
+        super().__init__(message, code=code, hint=hint, retry_after=retry_after)
+        self.details = details
+        self.lasting = lasting
 
 
 class UpstreamError(NoriaError):
     """The model endpoint failed. `started` is true once the caller has received content of it.
 
     `upstream_status` is the endpoint's own status, or None where there was no answer; `body` is its
-    error body. A client error (400, 404, 413, 422) is passed through as it came and not retried.
+    error body. A client error (400, 404, 413, 422, …) is passed through as it came and not retried.
     """
 
     status = 502
@@ -159,13 +177,16 @@ class UpstreamError(NoriaError):
         self.upstream_status = upstream_status
         self.body = body
         self.started = started
+        self.retried = False
+        """Whether Noria has asked more than once: the caller's SDK must not multiply that by its own retries."""
         if code == "upstream_timeout":
             self.status = 504  # type: ignore[misc]  # an instance may narrow the class default
 
     @property
     def callers_fault(self) -> bool:
         """Whether another endpoint would refuse the same request too."""
-        return self.upstream_status in (400, 404, 405, 413, 415, 422)
+        status = self.upstream_status
+        return status is not None and 400 <= status < 500 and status not in (401, 402, 403, 407, 408, 409, 425, 429)
 
 
 class Unavailable(NoriaError):

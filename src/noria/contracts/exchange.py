@@ -8,6 +8,7 @@ import msgspec
 
 from noria.contracts.message import Message
 from noria.contracts.release import Key, Release
+from noria.contracts.usage import Usage as Usage  # noqa: PLC0414  its place for whoever reads of exchanges
 
 Kind = Literal["chat", "completion", "embedding", "moderation", "passthrough"]
 Dialect = Literal["openai", "responses", "anthropic", "gemini"]
@@ -58,7 +59,12 @@ class Exchange(msgspec.Struct, frozen=True):
     """Whether the caller sent `x-noria-tail: 1`."""
     dialect: Dialect = "openai"
     native: dict[str, msgspec.Raw] = {}
-    """The request as the caller wrote it, where `dialect` is not `openai`: an endpoint that speaks it too gets this."""
+    """The request as the caller wrote it, where `dialect` is not `openai`: an endpoint that speaks it too gets this.
+
+    Empty once a stage has edited the messages, or must see the answer as chat: then there is no native way.
+    """
+    native_headers: tuple[tuple[str, str], ...] = ()
+    """The caller's headers that steer its protocol (`anthropic-beta`); they go along with `native` only."""
     tags: dict[str, str] = {}
     """Attribution: the key's own tags and what `x-noria-tags: env=prod,feature=search` adds."""
     priority: Priority = "normal"
@@ -66,6 +72,8 @@ class Exchange(msgspec.Struct, frozen=True):
     """The caller's `Cache-Control` request header."""
     warnings: tuple[str, ...] = ()
     """What of the request could not be carried over into another protocol, one sentence each; recorded."""
+    path: str = ""
+    """The request path as it came, for keys that may call some paths only."""
 
 
 class ModelCall(msgspec.Struct, frozen=True):
@@ -78,24 +86,29 @@ class ModelCall(msgspec.Struct, frozen=True):
     traceparent: str = ""
     dialect: Dialect = "openai"
     """What `body` is written in, and the answer is wanted in. Only endpoints that speak it are asked in another."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Headers of the caller's protocol; the provider decides which of them may pass."""
 
 
-class Usage(msgspec.Struct, frozen=True, array_like=True):
-    """Token counts in OpenAI's sense: `input` includes `cached`, `cache_write`, `audio_input` and `image_input`;
-    `output` includes `reasoning` and `audio_output`. Pricing splits them into disjoint classes. Fields are added at the end.
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """The facts of a whole answer that are recorded."""
+
+    id: str = ""
+    model: str = ""
+    finish_reason: str = ""
+    usage: Usage | None = None
+
+
+class RawCall(msgspec.Struct, frozen=True):
+    """One request that passes through verbatim. `path` follows the endpoint's URL (`/images/generations?x=1`) and has been
+    checked; `headers` are the caller's that an upstream may see, names in lower case.
     """
 
-    input: int | None = None
-    output: int | None = None
-    cached: int = 0
-    reasoning: int = 0
-    cache_write: int = 0
-    """Written to the provider's prompt cache for the ordinary (5 minutes) time."""
-    cache_write_long: int = 0
-    """Written for the long (1 hour) time, where the provider prices that apart."""
-    audio_input: int = 0
-    audio_output: int = 0
-    image_input: int = 0
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+    traceparent: str = ""
 
 
 class ModelReply(msgspec.Struct, frozen=True):
@@ -106,3 +119,7 @@ class ModelReply(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, str], ...] = ()
     """Upstream headers worth keeping: rate limits, request id, processing time."""
     upstream_id: str = ""
+    facts: Answer | None = None
+    """Of a whole answer, where the provider has read them already: then nobody reads it a second time."""
+    warnings: tuple[str, ...] = ()
+    """What of the request the endpoint could not be told, one sentence each."""

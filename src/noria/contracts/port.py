@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 import msgspec
 
-from noria.contracts.trace import ExchangeRow, SpoolPosition, TraceQuery
+from noria.contracts.trace import Clause, ExchangeRow, SpoolPosition, Total, TraceQuery
 
 
 class Clock(Protocol):
@@ -177,6 +177,14 @@ class TraceStore(Protocol):
 
     async def count(self, tenant: str, query: TraceQuery) -> int:
         """How many rows match, paging aside."""
+        ...
+
+    async def totals(
+        self, tenant: str, clauses: Sequence[Clause], by: Sequence[str] = (), *, quality: bool = True
+    ) -> Sequence[Total]:
+        """Sums over the rows that match, a group of `by` (names of `GROUPS`) each, dearest first; groups without rows are left
+        out. As `count`, sealed days included. `quality` False leaves `estimated` at 0, and is cheaper.
+        """
         ...
 
     async def get(self, tenant: str, id: str) -> tuple[ExchangeRow, str, str] | None:

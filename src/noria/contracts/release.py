@@ -6,13 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from noria.contracts.routing import Feature, Routing
 
-class Price(msgspec.Struct, frozen=True):
-    """US dollars per million tokens. An absent price is unknown, which is not free."""
-
-    input: float
-    output: float
-    cached: float | None = None
+from noria.contracts.price import Price as Price  # noqa: PLC0414  part of an endpoint
 
 
 class Timeouts(msgspec.Struct, frozen=True):
@@ -39,11 +35,16 @@ class Endpoint(msgspec.Struct, frozen=True):
     context: int | None = None
     """Context window in tokens, where it is known."""
     price: Price | None = None
+    """What it costs now; None = unknown."""
+    prices: tuple[Price, ...] = ()
+    """Its prices by rising `since`, where they change with time: a snapshot has that of its day as `price`."""
     timeouts: Timeouts = Timeouts()
     options: dict[str, Any] = {}
     """What the provider's own `Config` accepts."""
     region: str = ""
     """Where it computes (`eu`, `us-east-1`, …), for data-residency constraints."""
+    lacks: tuple[Feature, ...] = ()
+    """What it is known not to be able to do."""
     digests: dict[str, str] = {}
     """weights, tokenizer, template, engine: known for local models only."""
 
@@ -67,6 +68,33 @@ class GuardRule(msgspec.Struct, frozen=True):
     stream: Literal["hold", "after"] = "hold"
 
 
+class SemanticCaching(msgspec.Struct, frozen=True):
+    """Answering a question by the answer to one that means the same (`gateway.semantic`)."""
+
+    embedder: Endpoint
+    """What turns the last user turn into a vector; a local model, so that it costs nothing."""
+    threshold: float
+    """Least cosine of two questions that may share an answer."""
+    entries: int = 10_000
+    """Questions held at once, per app and worker."""
+
+
+class Caching(msgspec.Struct, frozen=True):
+    """What may be answered without asking the model again (`gateway.cache`)."""
+
+    ttl: float = 3600.0
+    """Seconds that an answer is kept; 0 = none is (single flight alone)."""
+    scope: Literal["key", "user", "team", "app"] = "key"
+    """Who shares answers."""
+    sampled: bool = False
+    """Whether requests with a temperature above 0 are answered from the cache too."""
+    max_bytes: int = 64 * 1024 * 1024
+    """Memory for the app's answers in each worker."""
+    single_flight: bool = True
+    """Whether identical requests under way share one call."""
+    semantic: SemanticCaching | None = None
+
+
 class Release(msgspec.Struct, frozen=True):
     """What answers for an App. `id` is `r1:` + BLAKE3 of the RFC 8785 form of its resolved digests."""
 
@@ -86,6 +114,10 @@ class Release(msgspec.Struct, frozen=True):
     params: dict[str, Any] = {}
     """Request parameters that the release sets where the caller did not (temperature, max_tokens, …)."""
     reproducible: bool = False
+    caching: Caching | None = None
+    routing: Routing = Routing()
+    embedder: Endpoint | None = None
+    """What `routing.semantic` embeds prompts with."""
 
 
 class App(msgspec.Struct, frozen=True):
@@ -123,6 +155,14 @@ class Key(msgspec.Struct, frozen=True):
     """Request paths that it may call (`/v1/embeddings`, or `/v1/files*` with a star at the end); empty = all of `/v1`."""
     guard: tuple[GuardRule, ...] = ()
     """Checks that this key's exchanges pass besides those of the release."""
+    guard_name: str = ""
+    """The policy of noria.yaml that `guard` comes from; a stored key has the name alone, a snapshot resolves it."""
+    withheld: str = ""
+    """Why the key does not work now: `disabled` by an operator, or, in a snapshot, `guard_missing`; empty = it works."""
+    former: tuple[tuple[str, int], ...] = ()
+    """(hash, int64 ns UTC until which it works) of texts that rotation has replaced; a snapshot has them as keys of their own."""
+    metadata: dict[str, str] = {}
+    """For people and their tools; not in snapshots."""
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -176,3 +216,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     budgets: tuple[Budget, ...] = ()
     limits: tuple[Limit, ...] = ()
     """Of keys too: a key's own budget and rate appear here under `key:<id>`."""
+    guards: dict[str, tuple[GuardRule, ...]] = {}
+    """Guard policies by name, for `/v1/moderations`."""
+    passthrough: Endpoint | None = None
+    """Who is asked what is passed through verbatim and names no model."""

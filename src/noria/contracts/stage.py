@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from noria.contracts.error import NoriaError
-from noria.contracts.exchange import Dialect, Exchange, ModelCall, ModelReply
+from noria.contracts.error import NoriaError, NotFound
+from noria.contracts.exchange import Dialect, Exchange, ModelCall, ModelReply, RawCall
 from noria.contracts.release import Endpoint
 from noria.contracts.verdict import Cost, Field, Ruling, Scope, Verdict
 
@@ -23,7 +23,7 @@ Channel = str
 """`content`, `reasoning`, `refusal` or `tool.<index>` (the arguments of tool call <index>)."""
 
 Sink = Callable[[bytes], None]
-"""Takes the next bytes of a stream, in order, any chunking; never blocks, never raises."""
+"""Takes the next bytes of a stream, in order, any chunking; never blocks. What it raises ends the stream."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,6 +99,8 @@ class Check(ABC):
     either: ClassVar[bool] = True
     """True: one text, input or output alike. False: needs all of `needs` at once."""
     cost: ClassVar[Cost] = "cpu"
+    category: ClassVar[str] = ""
+    """Under which `/v1/moderations` reports it where no policy is named; empty = only where one names it, by its id."""
     scope: ClassVar[Scope] = "span"
     reach: ClassVar[int] = 256
     behaviour: ClassVar[int] = 1
@@ -121,6 +123,22 @@ class Check(ABC):
         """The verdict. Must not block; more than 0.3 ms a kilobyte must be declared by `cost`."""
 
 
+class Valve(Protocol):
+    """Stops an upstream's bytes, and lets them go on."""
+
+    def pause(self) -> None:
+        """Read no more for now."""
+        ...
+
+    def resume(self) -> None:
+        """Go on."""
+        ...
+
+
+OnHead = Callable[[int, list[tuple[str, str]]], Sink | None]
+"""Given status and headers (names in lower case); the sink, if any, gets the body piece by piece."""
+
+
 class Provider(ABC):
     """Speaks to one model endpoint. Translates; never retries, never times: the router does."""
 
@@ -128,10 +146,14 @@ class Provider(ABC):
     behaviour: ClassVar[int] = 1
     requires: ClassVar[tuple[str, ...]] = ()
     Config: ClassVar[type[Options]] = Options
+    speaks: ClassVar[frozenset[Dialect]] = frozenset({"openai"})
+    """What `ModelCall.dialect` may be; in one that is not `openai`, body and answer pass as they are."""
+    understands: ClassVar[frozenset[str]] = frozenset()
+    """Fields beyond OpenAI's that it can make use of (`top_k`, `thinking`), whatever the caller's protocol was."""
 
     @abstractmethod
     async def send(self, call: ModelCall, sink: Sink) -> ModelReply:
-        """Send one call. Streams push OpenAI-dialect SSE bytes into `sink`; whole answers come in the reply.
+        """Send one call. Streams push SSE bytes of `call.dialect` into `sink`; whole answers come in the reply.
 
         Raises `UpstreamError`. Cancelling it closes the upstream connection within 100 ms.
         """
@@ -147,6 +169,26 @@ class Provider(ABC):
         Raises `NotImplementedError` where the endpoint cannot tell.
         """
         raise NotImplementedError(f"provider {self.id} has no tokenizer")
+
+    async def count_request(self, call: ModelCall) -> int:
+        """Exact number of input tokens of a whole request, as the endpoint itself would count it.
+
+        Raises `NotImplementedError` where the endpoint cannot tell, `UpstreamError` where it fails.
+        """
+        raise NotImplementedError(f"provider {self.id} counts no requests")
+
+    async def raw(
+        self,
+        call: RawCall,
+        on_head: OnHead | None = None,
+        valve: Valve | None = None,  # noqa: ARG002  for who overrides it
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Pass one request on as it is, with the endpoint's credentials and none of the caller's; what came back, as it came.
+
+        `on_head` is not asked about 401 and 403. Raises `NotFound` where the endpoint offers no such thing, `UpstreamError` where it cannot be reached or does not
+        know us (401, 403): its own words about that could quote the key.
+        """
+        raise NotFound(f"The provider {self.id} passes nothing through: {call.method} /v1{call.path}.", code="unknown_url")
 
     async def close(self) -> None:
         """Let go of connections; calls in flight end as they will."""
@@ -165,7 +207,10 @@ class Relay(Protocol):
         *,
         on_head: Callable[[int, list[tuple[str, str]]], Sink | None] | None = None,
     ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Status, headers and body. Where `on_head` gives a sink, the body goes there piece by piece instead."""
+        """Status, headers and body. Where `on_head` gives a sink, the body goes there piece by piece instead.
+
+        What `on_head` or the sink raises, `send` raises, and the connection is closed.
+        """
         ...
 
 
@@ -187,6 +232,15 @@ class Outlet(Protocol):
 
     def end(self) -> None:
         """The body is complete."""
+        ...
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """An outlet whose protocol says whether the answer can be asked for later."""
+
+    def kept(self, *, stored: bool) -> None:
+        """Before `end`: whether it was stored."""
         ...
 
 

@@ -19,7 +19,7 @@ CacheUse = Literal["", "hit", "semantic", "joined"]
 CostStatus = Literal["exact", "estimated", "unknown"]
 
 
-class StageTime(msgspec.Struct, frozen=True, array_like=True):
+class StageTime(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One stage: its name, its start after the exchange's start, and its duration, in ns."""
 
     name: str
@@ -27,7 +27,7 @@ class StageTime(msgspec.Struct, frozen=True, array_like=True):
     took_ns: int
 
 
-class Attempt(msgspec.Struct, frozen=True, array_like=True):
+class Attempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One try at one endpoint."""
 
     endpoint: str
@@ -37,7 +37,7 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True):
     error: str = ""
 
 
-class ExchangeRow(msgspec.Struct, frozen=True, array_like=True):
+class ExchangeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One exchange, whole. `request` is what the model was sent, `answer` what it gave, both after masking."""
 
     tenant: str
@@ -112,6 +112,25 @@ class TraceQuery(msgspec.Struct, frozen=True):
     clauses: tuple[Clause, ...] = ()
     before: str = ""
     limit: int = 50
+
+
+GROUPS = ("app", "model", "endpoint", "provider", "key", "org", "team", "user", "tag", "outcome", "day")
+"""What `TraceStore.totals` groups by; `model` is the served model's name, `day` is UTC."""
+
+
+class Total(msgspec.Struct, frozen=True):
+    """Sums over a group of exchanges."""
+
+    group: tuple[str, ...]
+    exchanges: int
+    cost_nanousd: int
+    """Of those whose cost is known."""
+    unknown: int
+    """Exchanges whose cost is not known."""
+    estimated: int
+    zero: int
+    """Exchanges that were answered with tokens, not from a cache, and cost nothing: free models, or a price that is wrong."""
+    usage: Usage
 
 
 class SpoolPosition(msgspec.Struct, frozen=True):

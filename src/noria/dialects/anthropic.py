@@ -1,7 +1,8 @@
 """Anthropic's Messages API, requests and whole answers, from and to OpenAI's wire form.
 
 What cannot be said in the other dialect is refused (`unsupported_feature`), never dropped in silence;
-only fields that do not change the answer are left out. Shapes as in anthropic-python 2.12.0 (2026-11).
+only fields that do not change the answer are left out, and fields that nobody knows are forwarded. Requests that
+came in this dialect get back what `noria.dialects.anthropic_request` kept of it. Shapes as in anthropic-python 2.12.0.
 `temperature`, `top_p` and `top_k` exist up to API version 2023-06-01 only, and not for models from 4.7 on.
 """
 
@@ -13,17 +14,16 @@ from typing import Any
 import msgspec
 
 from noria.contracts.error import RequestError
+from noria.dialects.anthropic_request import EXTENSION, assistant_turn, text_of
 from noria.dialects.openai_error import error_body
 
 Fields = dict[str, Any]
 
-_PASSED = ("temperature", "top_p", "top_k", "thinking", "cache_control", "service_tier", "inference_geo", "speed")
-"""The same in both, or Anthropic's own and wanted by a caller who knows it."""
 _WITHOUT_EFFECT = frozenset(
     {
         "model", "messages", "stream", "stream_options", "user", "safety_identifier", "metadata", "store", "conversation",
         "variables", "prompt_cache_key", "prompt_cache_retention", "max_tokens", "max_completion_tokens", "stop", "tools",
-        "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort",
+        "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort", EXTENSION,
     }
 )  # fmt: skip
 """Handled below, or of no influence on the answer."""
@@ -36,8 +36,13 @@ _HARMLESS = {
     "logit_bias": ({},),
 }
 """Fields that Anthropic lacks, with the values that ask for nothing."""
+_LACKING = _HARMLESS.keys() | {
+    "seed", "top_logprobs", "audio", "functions", "function_call", "prediction", "web_search_options", "verbosity",
+}  # fmt: skip
+"""Fields of OpenAI's that change the answer and have no counterpart: refused. Others that are unknown are forwarded."""
 
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.*)", re.DOTALL)
+_ODD = re.compile(r"[^a-zA-Z0-9_-]")
 _IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 
 FINISH = {
@@ -50,6 +55,8 @@ FINISH = {
     "refusal": "content_filter",
 }
 """`stop_reason` → `finish_reason`."""
+_BLURRED = ("stop_sequence", "pause_turn", "model_context_window_exceeded")
+"""Reasons that share their `finish_reason` with a more usual one."""
 
 
 def write_messages_request(
@@ -71,13 +78,13 @@ def write_messages_request(
     request["messages"] = messages
     if stream:
         request["stream"] = True
-    request |= {name: fields[name] for name in _PASSED if fields.get(name) is not None}
+    request |= {name: value for name, value in fields.items() if value is not None and name not in (*_WITHOUT_EFFECT, *_HARMLESS)}
     stop = fields.get("stop")
     if stop:
         request["stop_sequences"] = [stop] if isinstance(stop, str) else stop
     request |= _tools(fields)
     request |= _output_config(fields)
-    return msgspec.json.encode(request)
+    return msgspec.json.encode(request | _left_over(fields, request))
 
 
 def read_message(body: bytes, created: int) -> bytes:
@@ -90,6 +97,7 @@ def read_message(body: bytes, created: int) -> bytes:
     if message.get("type") != "message" or not isinstance(blocks, list):
         raise ValueError("not a Messages answer: it has no content")
     choice = {"index": 0, "message": _said(message, blocks), "logprobs": None, "finish_reason": finish_of(message)}
+    choice |= told_apart(message)
     answer = {
         "id": message.get("id", ""),
         "object": "chat.completion",
@@ -107,16 +115,33 @@ def finish_of(message: Fields) -> str | None:
     return None if reason is None else FINISH.get(reason, "stop")
 
 
-def usage_of(usage: Fields) -> Fields:
-    """Usage in OpenAI's sense: `prompt_tokens` includes what was read from and written to the cache."""
+def told_apart(message: Fields) -> Fields:
+    """What `finish_reason` does not tell: the reason in Anthropic's word, and which stop sequence it was.
+
+    `native_finish_reason` is OpenRouter's name for the first, `stop_reason` vLLM's for the second.
+    """
+    reason = message.get("stop_reason")
+    made = {"native_finish_reason": reason} if reason in _BLURRED else {}
+    return made | ({"stop_reason": message["stop_sequence"]} if message.get("stop_sequence") else {})
+
+
+def usage_of(usage: Fields) -> Fields | None:
+    """Usage in OpenAI's sense: `prompt_tokens` includes what was read from and written to the cache; None where unknown.
+
+    `cache_write_1h_tokens` is our word for the part of `cache_write_tokens` that is kept, and priced, for an hour.
+    """
+    if usage.get("input_tokens") is None:
+        return None  # not told is not 0
     read, written = usage.get("cache_read_input_tokens") or 0, usage.get("cache_creation_input_tokens") or 0
-    prompt, completion = (usage.get("input_tokens") or 0) + read + written, usage.get("output_tokens") or 0
+    long = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
+    prompt, completion = usage["input_tokens"] + read + written, usage.get("output_tokens")
     thinking = (usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
+        "total_tokens": None if completion is None else prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": written}
+        | ({"cache_write_1h_tokens": long} if long else {}),
         "completion_tokens_details": {"reasoning_tokens": thinking},
     }
 
@@ -131,6 +156,19 @@ def read_error(body: bytes) -> bytes:
         return body
     kind = str(error.get("type") or "api_error")
     return error_body(error["message"], kind, None, kind)
+
+
+def _left_over(fields: Fields, request: Fields) -> Fields:
+    """What the request had in this dialect and chat has no word for."""
+    left = fields.get(EXTENSION)
+    if not isinstance(left, dict):
+        return {}
+    made = dict(left)
+    if "output_config" in left:
+        made["output_config"] = request.get("output_config", {}) | left["output_config"]
+    if "metadata" in left:
+        made["metadata"] = left["metadata"] | ({"user_id": fields["user"]} if fields.get("user") else {})
+    return made
 
 
 def _unsupported(name: str, why: str) -> RequestError:
@@ -151,9 +189,8 @@ def _value(raw: msgspec.Raw, name: str) -> Any:
 
 def _refuse_unsupported(fields: Fields) -> None:
     for name, value in fields.items():
-        if value is None or name in _WITHOUT_EFFECT or name in _PASSED or value in _HARMLESS.get(name, ()):
-            continue
-        raise _unsupported(name, f"it has no '{name}'" if name not in _HARMLESS else f"'{name}' = {value!r}"[:200])
+        if name in _LACKING and value is not None and value not in _HARMLESS.get(name, ()):
+            raise _unsupported(name, f"it has no '{name}'" if name not in _HARMLESS else f"'{name}' = {value!r}"[:200])
     temperature = fields.get("temperature")
     if isinstance(temperature, int | float) and temperature > 1:
         raise _unsupported("temperature", "its temperature ends at 1")
@@ -189,11 +226,16 @@ def _messages(items: Any, *, system_turns: bool) -> tuple[list[Fields], list[Fie
 def _turn(role: str, item: Fields, where: str) -> list[Fields]:
     content = _blocks(item.get("content"), f"{where}.content")
     if role == "tool":
-        return [{"type": "tool_result", "tool_use_id": item.get("tool_call_id") or "", "content": content}]
+        result: Fields = {"type": "tool_result", "tool_use_id": _id(item.get("tool_call_id")), "content": content}
+        result |= {key: item[key] for key in ("is_error", "cache_control") if item.get(key)}
+        return [result | (item.get(EXTENSION) or {})]
     if role == "user":
         return content
     if item.get("function_call"):
         raise _unsupported(f"{where}.function_call", "the old function_call has no counterpart; use tool_calls")
+    blocks: list[Fields] = item.get(EXTENSION) or []
+    if blocks and assistant_turn(blocks, where) == item:
+        return blocks  # no stage has touched them: they keep their order, which signatures may depend on
     thinking = [block for block in item.get("thinking_blocks") or () if isinstance(block, dict)]
     calls = enumerate(item.get("tool_calls") or ())
     return [*thinking, *content, *(_tool_use(call, f"{where}.tool_calls[{i}]") for i, call in calls)]
@@ -211,6 +253,9 @@ def _blocks(content: Any, where: str) -> list[Fields]:
 
 def _block(part: Any, where: str) -> Fields:
     kind = part.get("type") if isinstance(part, dict) else None
+    whole = part.get(EXTENSION) if isinstance(part, dict) else None
+    if whole and text_of(whole) == (part.get("text") or ""):
+        return whole  # type: ignore[no-any-return]  # the block as it came, unless a guard has edited its text
     if kind == "text":
         block: Fields = {"type": "text", "text": part.get("text") or ""}
     elif kind == "refusal":
@@ -259,7 +304,15 @@ def _tool_use(call: Any, where: str) -> Fields:
         raise RequestError(
             "The arguments of a tool call must be a JSON object in a string.", param=f"{where}.function.arguments"
         ) from None
-    return {"type": "tool_use", "id": call.get("id") or "", "name": function.get("name") or "", "input": value}
+    made: Fields = {"type": "tool_use", "id": _id(call.get("id")), "name": function.get("name") or "", "input": value}
+    if call.get("cache_control"):
+        made["cache_control"] = call["cache_control"]
+    return made | (call.get(EXTENSION) or {})
+
+
+def _id(given: Any) -> str:
+    """The id of a call, in the letters that Anthropic takes; other vendors use dots and colons too."""
+    return _ODD.sub("_", given) if isinstance(given, str) else ""
 
 
 def _tools(fields: Fields) -> Fields:
@@ -276,6 +329,8 @@ def _tools(fields: Fields) -> Fields:
 
 
 def _tool(tool: Any, where: str) -> Fields:
+    if isinstance(tool, dict) and tool.get("type") == EXTENSION:
+        return tool[EXTENSION]  # type: ignore[no-any-return]  # a tool of Anthropic's own, as it came
     function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
     if not isinstance(function, dict):
         raise _unsupported(where, "it has function tools only")
@@ -287,7 +342,7 @@ def _tool(tool: Any, where: str) -> Fields:
         made["strict"] = True
     if tool.get("cache_control"):
         made["cache_control"] = tool["cache_control"]
-    return made
+    return made | (tool.get(EXTENSION) or {})
 
 
 def _tool_choice(choice: Any) -> Fields | None:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from noria.contracts.error import UpstreamError
-from noria.dialects.anthropic import Fields, finish_of, refusal_of, usage_of
+from noria.dialects.anthropic import Fields, finish_of, refusal_of, told_apart, usage_of
 from noria.dialects.openai_stream import DONE
 from noria.dialects.sse import FrameSplitter, data_of, frame_of
 from noria.dialects.upstream import stream_refusal
@@ -104,7 +104,7 @@ class MessagesStream:
             return b""
         self.started = True
         refusal = refusal_of(delta)
-        return self._chunk({"refusal": refusal} if refusal else {}, finish)
+        return self._chunk({"refusal": refusal} if refusal else {}, finish, told_apart(delta))
 
     def _on_message_stop(self, event: Fields) -> bytes:  # noqa: ARG002  every handler is called with its event
         self.complete = True
@@ -125,8 +125,8 @@ class MessagesStream:
         self.started = True
         return self._chunk({key: text})
 
-    def _chunk(self, delta: Fields, finish: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def _chunk(self, delta: Fields, finish: str | None = None, more: Fields | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish} | (more or {})
         return frame_of(msgspec.json.encode(self._top() | {"choices": [choice]}))
 
     def _top(self) -> Fields:

@@ -120,7 +120,23 @@ def read_head(kind: Kind, body: dict[str, msgspec.Raw]) -> Head:
 
 def read_messages(raw: msgspec.Raw) -> tuple[Message, ...]:
     """The messages of a chat request. Raises `RequestError` that names the message and the part."""
-    return tuple(_read_message(item, f"messages[{i}]") for i, item in enumerate(_read_list(raw, "messages")))
+    return _read(raw)[0]
+
+
+def _read(raw: msgspec.Raw) -> tuple[tuple[Message, ...], list[msgspec.Raw]]:
+    """The messages and the JSON of each. What was read last is remembered: the stage that edits and the one that writes
+    follow each other, most often without another request between them.
+    """
+    global _last_read  # noqa: PLW0603  one slot, compared by identity: it can only be right or unused
+    if _last_read[0] is raw:
+        return _last_read[1]
+    items = _read_list(raw, "messages")
+    found = tuple([_read_message(item, i) for i, item in enumerate(items)]), items
+    _last_read = raw, found
+    return found
+
+
+_last_read: tuple[msgspec.Raw | None, tuple[tuple[Message, ...], list[msgspec.Raw]]] = (None, ((), []))
 
 
 def write_messages(messages: tuple[Message, ...], original: msgspec.Raw | None = None) -> msgspec.Raw:
@@ -131,7 +147,11 @@ def write_messages(messages: tuple[Message, ...], original: msgspec.Raw | None =
     """
     verbatim: dict[Any, list[tuple[Message, msgspec.Raw]]] = {}
     if original is not None:
-        for message, raw in zip(read_messages(original), _read_list(original, "messages"), strict=True):
+        read, raws = _read(original)
+        if len(read) == len(messages):
+            pairs = zip(messages, read, raws, strict=True)
+            return msgspec.Raw(msgspec.json.encode([raw if m is old else _write_message(m, [(old, raw)]) for m, old, raw in pairs]))
+        for message, raw in zip(read, raws, strict=True):
             verbatim.setdefault(_likeness(message), []).append((message, raw))
     return msgspec.Raw(msgspec.json.encode([_write_message(m, verbatim.get(_likeness(m), [])) for m in messages]))
 
@@ -170,6 +190,8 @@ def write_request(body: dict[str, msgspec.Raw]) -> bytes:
 
 def _refuse_duplicates(raw: bytes, fields: dict[str, msgspec.Raw], param: str) -> None:
     """Walk the top level beside what was decoded: with a key twice, the two part company."""
+    if msgspec.json.encode(fields) == raw:
+        return  # written without blanks, as most clients do: all of it is there, so nothing was there twice
     at = _START.match(raw).end()  # type: ignore[union-attr]  # it decoded as an object, so it starts as one
     seen: set[str] = set()
     key = ""
@@ -274,7 +296,8 @@ def _read_list(raw: msgspec.Raw, param: str) -> list[msgspec.Raw]:
         raise RequestError(f"Invalid type for '{param}': it must be a list.", code="invalid_type", param=param) from None
 
 
-def _read_message(raw: msgspec.Raw, param: str) -> Message:
+def _read_message(raw: msgspec.Raw, index: int) -> Message:
+    param = f"messages[{index}]"
     rest = read_object(raw, param)
     role = _decode(rest.pop("role", msgspec.Raw(_NULL)), f"{param}.role")
     if not isinstance(role, str) or not role:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from noria.contracts.exchange import Kind, Usage
+from noria.contracts.exchange import Answer, Kind, Usage
 from noria.contracts.stage import Channel
 
 Edit = Callable[[int, Channel, str], str]
@@ -28,18 +28,21 @@ _FIELDS_LIST = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _GARBAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """What is recorded of an answer. `texts` holds the content of each choice, in order of `index`."""
-
-    id: str = ""
-    model: str = ""
-    finish_reason: str = ""
-    usage: Usage | None = None
-    texts: tuple[str, ...] = ()
-
-
 def read_answer(kind: Kind, body: bytes) -> Answer:
     """The facts of a whole answer. Raises ValueError on what is none (no JSON object, no choices, no data)."""
+    if kind != "embedding":
+        try:
+            whole = _WHOLE.decode(body)
+        except _GARBAGE:
+            return _read_odd(kind, body)  # a field of an odd type, or no answer at all
+        if whole.choices:
+            first = whole.choices[0] if len(whole.choices) == 1 else min(whole.choices, key=lambda c: c.index)
+            usage = None if whole.usage is None else _counts(whole.usage)
+            return Answer(whole.id or "", whole.model or "", first.finish_reason or "", usage)
+    return _read_odd(kind, body)
+
+
+def _read_odd(kind: Kind, body: bytes) -> Answer:
     try:
         fields = FIELDS.decode(body)
         if kind == "embedding":
@@ -57,16 +60,21 @@ def read_answer(kind: Kind, body: bytes) -> Answer:
         string(fields.get("model")),
         string(choices[0].get("finish_reason")) if choices else "",
         read_usage(fields.get("usage")),
-        tuple(_content(choice) for choice in choices),
     )
 
 
 class _InputDetails(msgspec.Struct):
     cached_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    """Ours: how much of `cache_write_tokens` is kept for an hour (`dialects.anthropic.usage_of`)."""
 
 
 class _OutputDetails(msgspec.Struct):
     reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -84,6 +92,23 @@ class _Usage(msgspec.Struct):
 _USAGE = msgspec.json.Decoder(_Usage | None)
 
 
+class _Choice(msgspec.Struct):
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class _Whole(msgspec.Struct):
+    """An answer as it should be, decoded at once: what has an odd field is read piece by piece."""
+
+    id: str | None = None
+    model: str | None = None
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+
+
+_WHOLE = msgspec.json.Decoder(_Whole)
+
+
 def read_usage(raw: bytes | msgspec.Raw | None) -> Usage | None:
     """Token counts in OpenAI's sense, or None where there are none that can be read.
 
@@ -96,7 +121,11 @@ def read_usage(raw: bytes | msgspec.Raw | None) -> Usage | None:
         usage = _USAGE.decode(raw)
     except _GARBAGE:
         return None
-    if usage is None or (usage.prompt_tokens is None and usage.completion_tokens is None):
+    return _counts(usage) if usage is not None else None
+
+
+def _counts(usage: _Usage) -> Usage | None:
+    if usage.prompt_tokens is None and usage.completion_tokens is None:
         return None
     details, spent = usage.prompt_tokens_details, usage.completion_tokens_details
     cached = (details and details.cached_tokens) or usage.prompt_cache_hit_tokens or usage.cached_tokens or 0
@@ -108,7 +137,20 @@ def read_usage(raw: bytes | msgspec.Raw | None) -> Usage | None:
             output = max(hidden, 0)
         elif hidden > 0:
             output, reasoning = output + hidden, max(reasoning, hidden)
-    return Usage(usage.prompt_tokens, output, cached, reasoning)
+    if details is None and spent is None:
+        return Usage(usage.prompt_tokens, output, cached, reasoning)
+    written, long = (details and details.cache_write_tokens) or 0, (details and details.cache_write_1h_tokens) or 0
+    return Usage(
+        usage.prompt_tokens,
+        output,
+        cached,
+        reasoning,
+        cache_write=max(0, written - long),
+        cache_write_long=min(long, written),
+        audio_input=(details and details.audio_tokens) or 0,
+        audio_output=(spent and spent.audio_tokens) or 0,
+        image_input=(details and details.image_tokens) or 0,
+    )
 
 
 def edit_answer(body: bytes, edit: Edit) -> bytes:
@@ -273,19 +315,17 @@ def integer(raw: Any, default: int = 0) -> int:
     return int(data) if data.isdigit() else default
 
 
-def _content(choice: Fields) -> str:
-    texts: list[str] = []
+def read_text(body: bytes) -> str:
+    """The content of the first choice of a whole answer; empty where there is none. Raises ValueError on what is no answer."""
+    texts: dict[int, list[str]] = {}
 
-    def take(channel: Channel, text: str) -> str:
+    def take(index: int, channel: Channel, text: str) -> str:
         if channel == "content":
-            texts.append(text)
+            texts.setdefault(index, []).append(text)
         return text
 
-    try:
-        edit_texts(choice if "message" not in choice else object_of(choice["message"]), take)
-    except _GARBAGE:
-        return ""
-    return "".join(texts)
+    edit_answer(body, take)
+    return "".join(texts[min(texts)]) if texts else ""
 
 
 def encode_vector(vector: Iterable[float]) -> str:

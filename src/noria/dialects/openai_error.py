@@ -23,19 +23,22 @@ class _Detail(msgspec.Struct):
     type: str
     param: str | None
     code: str | None
+    details: dict[str, object] | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Body(msgspec.Struct):
     error: _Detail
 
 
-def error_body(message: str, type: str, param: str | None, code: str | None) -> bytes:
-    """The body of an error: all four keys are there, always, as the specification requires.
+def error_body(
+    message: str, type: str, param: str | None, code: str | None, *, details: dict[str, object] | None = None
+) -> bytes:
+    """The body of an error: all four keys are there, always, as the specification requires; `details` besides, where given.
 
     >>> error_body("no", "invalid_request_error", None, "x")
     b'{"error":{"message":"no","type":"invalid_request_error","param":null,"code":"x"}}'
     """
-    return msgspec.json.encode(_Body(_Detail(message, type, param, code)))
+    return msgspec.json.encode(_Body(_Detail(message, type, param, code, details if details else msgspec.UNSET)))
 
 
 def error_answer(error: NoriaError) -> tuple[int, Headers, bytes]:
@@ -46,9 +49,11 @@ def error_answer(error: NoriaError) -> tuple[int, Headers, bytes]:
         return 503, _waiting(error.retry_after or 1.0), _body(error, "service_unavailable", "unavailable")
     headers = _waiting(error.retry_after)
     if isinstance(error, LimitExceeded):
-        if error.code in ("insufficient_quota", "price_unknown"):  # waiting mends neither
-            return 429, [*headers, _NO_RETRY], _body(error, "insufficient_quota")
-        return 429, headers, _body(error, error.type, "rate_limit_exceeded")
+        quota = error.code in ("insufficient_quota", "price_unknown")
+        if quota or error.lasting:  # waiting mends none of these
+            headers = [*headers, _NO_RETRY]
+        kind, code = ("insufficient_quota", error.code) if quota else (error.type, error.code or "rate_limit_exceeded")
+        return 429, headers, error_body(error.text, kind, error.param, code, details=error.details)
     return error.status, headers, _body(error, error.type)
 
 
@@ -63,7 +68,7 @@ def _upstream(error: UpstreamError) -> tuple[int, Headers, bytes]:
         return error.upstream_status, [_NO_RETRY], body
     headers = _waiting(error.retry_after)
     if error.code == "upstream_rate_limited":
-        return 429, headers, _body(error, error.type)
+        return 429, [*headers, _NO_RETRY] if error.retried else headers, _body(error, error.type)
     return error.status, [*headers, _NO_RETRY], _body(error, error.type)
 
 

@@ -25,7 +25,7 @@ from noria.dialects.openai_answer import (
     read_usage,
     string,
 )
-from noria.dialects.sse import FrameSplitter, data_of, frame_of
+from noria.dialects.sse import FrameSplitter, data_of, frame_of, marked
 
 DONE = b"data: [DONE]\n\n"
 
@@ -127,13 +127,18 @@ def _given(raw: msgspec.Raw | None) -> bool:
     return raw is not None and raw is not _NOTHING and bytes(raw) != b"null"
 
 
+_MARKS = (b'finish_reason":"', b'reason": ', b'"usage":{', b'"usage": {', b'"error"', b"DONE]")
+"""In the frames that tell something new once content has come: a field that is not null, or the end. Quotes inside a text
+are escaped, so that no answer looks like one. Writers that put blanks after colons are read frame by frame."""
+
+
 class StreamReader:
     """Collects the facts of a stream, frame by frame. Garbage is skipped: relaying is not judging.
 
     `content_frames` approximates the number of output tokens where the upstream sends no usage.
     """
 
-    __slots__ = ("content_frames", "done", "error", "finish_reason", "id", "model", "usage")
+    __slots__ = ("_read", "_skimmed", "done", "error", "finish_reason", "id", "model", "usage")
 
     def __init__(self) -> None:
         self.id = ""
@@ -141,7 +146,8 @@ class StreamReader:
         self.finish_reason = ""
         """Of the first choice that ended."""
         self.usage: Usage | None = None
-        self.content_frames = 0
+        self._read = 0
+        self._skimmed: list[tuple[bytes, int, int]] = []
         self.done = False
         """Whether `[DONE]` has come."""
         self.error: bytes | None = None
@@ -150,7 +156,19 @@ class StreamReader:
     @property
     def started(self) -> bool:
         """Whether content has come."""
-        return self.content_frames > 0
+        return self._read > 0
+
+    @property
+    def content_frames(self) -> int:
+        """Frames with content so far; those passed over are counted only now."""
+        return self._read + sum(block.count(b"\n\n", start, stop) for block, start, stop in self._skimmed)
+
+    def skim(self, block: bytes, start: int) -> int:
+        """Pass over frames of mere content: where the next one begins that must be read."""
+        stop = marked(block, start, _MARKS)
+        if stop > start:
+            self._skimmed.append((block, start, stop))
+        return stop
 
     def read(self, frame: bytes) -> int:
         """Take note of one frame; what it is (`CONTENT`, `USAGE_ONLY`, `OTHER`), so that it is decoded only once."""
@@ -165,7 +183,7 @@ class StreamReader:
         kind = OTHER
         if _carries(chunk):
             kind = CONTENT
-            self.content_frames += 1
+            self._read += 1
             if not self.finish_reason:
                 self.finish_reason = next((str(c.finish_reason) for c in chunk.choices or () if c.finish_reason), "")
         if _given(chunk.usage):

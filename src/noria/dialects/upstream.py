@@ -1,13 +1,12 @@
 """What an answer of a model endpoint means: usable, or which `UpstreamError`; and the gate its stream passes.
 
 Shared by every provider that speaks HTTP. Codes: upstream_refused (no connection), upstream_timeout,
-upstream_cut (broke off), upstream_rate_limited (429), upstream_auth (401, 402, 403), upstream_error (its 5xx, and
+upstream_cut (broke off), upstream_overloaded (529), upstream_rate_limited (429), upstream_auth (401, 402, 403), upstream_error (its 5xx, and
 4xx that are the caller's), bad_upstream_response (success that cannot be read).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -18,7 +17,7 @@ import msgspec
 from noria.contracts.error import UpstreamError
 from noria.contracts.stage import Sink
 from noria.dialects.openai_stream import StreamReader, error_of, is_content, is_done
-from noria.dialects.sse import FrameSplitter
+from noria.dialects.sse import FrameSplitter, frame_end, marked
 from noria.kit.http_client import (
     BadResponse,
     ConnectFailed,
@@ -83,6 +82,8 @@ def refusal(status: int, headers: Headers, body: bytes, *, now: float, who: str)
         code = "upstream_auth"
     elif status in (408, 504):
         code = "upstream_timeout"
+    elif status == 529:  # Anthropic's, and of vLLM's front ends: everybody is refused for a moment
+        code = "upstream_overloaded"
     else:
         code = "upstream_error"
     said = "" if code == "upstream_auth" else message_of(body)  # words about a key may quote it
@@ -149,7 +150,9 @@ def stream_refusal(error: bytes, *, who: str, started: bool) -> UpstreamError:
     except msgspec.DecodeError:
         said = _Said()
     words = f"{said.type} {said.code}".lower()
-    code = "upstream_rate_limited" if "rate_limit" in words or " 429" in words else "upstream_error"
+    code = "upstream_overloaded" if "overloaded" in words else "upstream_error"
+    if "rate_limit" in words or " 429" in words:
+        code = "upstream_rate_limited"
     text = message_of(body) or "an error without words"
     return UpstreamError(
         f"{who} failed inside the stream: {text}", code=code, upstream_status=200, body=body[:BODY_LIMIT], started=started
@@ -159,10 +162,13 @@ def stream_refusal(error: bytes, *, who: str, started: bool) -> UpstreamError:
 class Tap(Protocol):
     """Turns the bytes of an upstream's stream into OpenAI frames and knows how far the answer has come."""
 
-    started: bool
-    """Whether content has come."""
     failure: UpstreamError | None
     """The error inside the stream that ended it; what follows it is not looked at."""
+
+    @property
+    def started(self) -> bool:
+        """Whether content has come."""
+        ...
 
     @property
     def complete(self) -> bool:
@@ -178,16 +184,21 @@ class Tap(Protocol):
         ...
 
 
+_MARKS = (b"DONE]", b'"error"')
+_TAIL = 16 * 1024
+"""Bytes of the end of a stream in which its last `finish_reason` is looked for."""
+
+
 class OpenAITap:
     """Frames of an OpenAI-compatible stream, each with its original bytes; an error frame ends it.
 
-    Full decoding stops at the first content frame: after it a frame costs two scans for a word.
+    Decoding stops at the first content frame: after it, one search a read finds the frames that may end the stream.
     """
 
     def __init__(self, who: str) -> None:
         self._who = who
         self._splitter = FrameSplitter()
-        self._last: deque[bytes] = deque(maxlen=16)
+        self._tail = b""
         self._done = False
         self.started = False
         self.failure: UpstreamError | None = None
@@ -196,19 +207,19 @@ class OpenAITap:
     @property
     def complete(self) -> bool:
         """`[DONE]` has come, or, for vendors that leave it out, a `finish_reason` near the end."""
-        return self._done or self._reader(self._last).finish_reason != ""
+        return self._done or self._reader(FrameSplitter().feed(self._tail)).finish_reason != ""
 
     def feed(self, data: bytes) -> bytes:
         """As `Tap.feed`."""
-        frames = self._splitter.feed(data)
-        whole = frames[0] if len(frames) == 1 else b"".join(frames)
-        if self.started and b"[DONE]" not in whole and b'"error"' not in whole:
-            self._last.extend(frames)
-            return whole
-        for i, frame in enumerate(frames):
-            if not self._look(frame):
-                return b"".join(frames[:i])
-        return whole
+        block = self._splitter.block(data)
+        self._tail = (self._tail + block)[-_TAIL:] if len(block) < _TAIL else block[-_TAIL:]
+        at = 0
+        while (at := at if not self.started else marked(block, at, _MARKS)) < len(block):
+            end = frame_end(block, at)
+            if not self._look(block[at:end]):
+                return block[:at]
+            at = end
+        return block
 
     def end(self) -> bytes:
         """A last event that lacks its blank line, completed: no client would dispatch it without."""
@@ -227,10 +238,9 @@ class OpenAITap:
         elif not self.started:
             self.id = self.id or self._reader([frame]).id
             self.started = is_content(frame)
-        self._last.append(frame)
         return True
 
-    def _reader(self, frames: deque[bytes] | list[bytes]) -> StreamReader:
+    def _reader(self, frames: list[bytes]) -> StreamReader:
         reader = StreamReader()
         for frame in frames:
             reader.read(frame)
@@ -238,7 +248,9 @@ class OpenAITap:
 
 
 class Gate:
-    """The `on_head` and sink of one streamed answer: a relay's sink may not raise, so failures wait in `failure`."""
+    """The `on_head` and sink of one streamed answer. What ends it (`failure`) is raised out of the sink, so that the
+    connection closes and another endpoint can be asked at once: a broken upstream may well go on sending.
+    """
 
     def __init__(self, tap: Tap, sink: Sink, *, who: str) -> None:
         self._tap = tap
@@ -276,6 +288,8 @@ class Gate:
     def _take(self, data: bytes) -> None:
         if self.failure is None:
             self._pass(self._tap.feed, data)
+        if self.failure is not None:
+            raise self.failure
 
     def _pass(self, source: Callable[..., bytes], *data: bytes) -> None:
         try:

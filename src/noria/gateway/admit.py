@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
-from noria.contracts.error import NotFound, Unauthorized
+from noria.contracts.error import NoriaError, NotFound, RequestError, Unauthorized, Unavailable
 from noria.contracts.exchange import Exchange
 from noria.contracts.port import Clock
 from noria.contracts.release import App, Key, Release, Snapshot
 from noria.kit.ids import digest
+from noria.kit.labels import MOST
 
 CONSOLE = Key(id="console", hash="", name="console session")
 """Stands for the operator who asks from the console's playground."""
@@ -40,16 +41,43 @@ class Admit:
         """The Exchange with its key and release, the caller's secret removed."""
         key = self.caller(x)
         release = self._release(x, key)
+        if key is not None and key.tags:
+            x = attributed(x, key)
         return replace(x, authorization="", key=key, release=release)
+
+    def enter(self, x: Exchange) -> Exchange:
+        """The Exchange with its key alone: for requests that name no app."""
+        key = self.caller(x)
+        if key is not None and key.tags:
+            x = attributed(x, key)
+        return replace(x, authorization="", key=key)
+
+    def holder(self, id: str) -> Key:
+        """The key of an id, as it is now: a ticket names it (`gateway.ticket`). Raises `Unauthorized` where it was revoked."""
+        if id == CONSOLE.id:
+            return CONSOLE
+        named = [k for k in self._snapshot.keys.values() if k.id == id]
+        if not named:
+            raise Unauthorized("The API key of this batch was revoked.", code="invalid_api_key")
+        return max(named, key=lambda k: k.expires_ns or 1 << 63)  # a replaced text of a key ends earlier than the key itself
 
     def caller(self, x: Exchange) -> Key | None:
         """Who asks: a key, or None where none is needed. Raises `Unauthorized`."""
         given = x.authorization
-        if given:
-            key = self._snapshot.keys.get(digest(given.encode()))
+        if given or x.key is not None:
+            key = x.key or self._snapshot.keys.get(digest(given.encode()))
             if key is not None:
                 if key.expires_ns is not None and key.expires_ns <= self._clock.now_ns():
                     raise Unauthorized("This API key has expired.", code="invalid_api_key", hint="Ask for a new one.")
+                if key.withheld:
+                    raise withheld(key)
+                if key.endpoints and not covers(key.endpoints, x.path):
+                    raise Unauthorized(
+                        f"This API key may not call {x.path or 'this'}.",
+                        code="endpoint_not_allowed",
+                        hint=f"It may call: {', '.join(key.endpoints)}.",
+                        status=403,
+                    )
                 return key
             if self._is_session(given):
                 return CONSOLE
@@ -77,6 +105,42 @@ class Admit:
         if app is None:
             raise NotFound.nearest("model", x.model, sorted(self._snapshot.apps), code="model_not_found")
         return choose(app, x.conversation or x.subject or x.id)
+
+
+def covers(endpoints: tuple[str, ...], path: str) -> bool:
+    """Whether one of the paths, or what stands before its star, is (the beginning of) `path`.
+
+    >>> covers(("/v1/embeddings", "/v1/files*"), "/v1/files/f1"), covers(("/v1/embeddings",), "/v1/embeddings/x")
+    (True, False)
+    """
+    return any(path.startswith(e[:-1]) if e[-1:] == "*" else path == e for e in endpoints)
+
+
+def withheld(key: Key) -> NoriaError:
+    """Why a known key does not work. A guard that is gone is our configuration's fault, so not 401."""
+    if key.withheld == "guard_missing":
+        return Unavailable(
+            f"The guard {key.guard_name!r} of this API key is not configured.",
+            code="guard_missing",
+            hint="Put it back into noria.yaml, or give the key another.",
+        )
+    return Unauthorized("This API key is disabled.", code="key_disabled", hint="Its owner can enable it again.")
+
+
+def attributed(x: Exchange, key: Key) -> Exchange:
+    """`x` with the key's tags: they stand above those that the request gave. Raises `RequestError` where there are too many."""
+    tags = {**x.tags, **key.tags}
+    if len(tags) > MOST:
+        raise RequestError(
+            f"This API key has {len(key.tags)} tags of its own: with those of x-noria-tags there are more than {MOST}.",
+            code="invalid_tags",
+            param="x-noria-tags",
+        )
+    lost = [name for name, value in x.tags.items() if tags[name] != value]
+    if not lost:
+        return replace(x, tags=tags)
+    said = f"x-noria-tags: {', '.join(lost)} is set by the API key and was not changed."
+    return replace(x, tags=tags, warnings=(*x.warnings, said))
 
 
 def choose(app: App, unit: str) -> Release:

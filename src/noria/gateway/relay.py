@@ -15,14 +15,16 @@ from typing import Any, Protocol
 import msgspec
 
 from noria.contracts.error import NoriaError, UpstreamError
-from noria.contracts.exchange import Exchange, ModelReply, Usage
+from noria.contracts.exchange import Dialect, Exchange, ModelReply, Usage
+from noria.contracts.release import Endpoint
 from noria.contracts.stage import Outlet, Outward, Transducer
 from noria.contracts.trace import ExchangeRow
 from noria.contracts.verdict import Ruling
-from noria.dialects.openai_answer import edit_answer, read_answer
+from noria.dialects.native import facts_of, reader_of
+from noria.dialects.openai_answer import edit_answer
 from noria.dialects.openai_error import error_answer, error_frame
 from noria.dialects.openai_stream import CONTENT, USAGE_ONLY, StreamEditor, StreamReader, assemble
-from noria.dialects.sse import FrameSplitter
+from noria.dialects.sse import FrameSplitter, frame_end
 from noria.kit.step import Stopwatch
 
 MAX_HELD = 256 * 1024
@@ -37,12 +39,16 @@ class Noted(Protocol):
     watch: Stopwatch
     rulings: list[Ruling]
     error: BaseException | None
+    tries: int
+    endpoint: Endpoint | None
     usage: Usage
+    counted: Usage | None
     served_model: str
     upstream_id: str
     finish_reason: str
     first_ns: int | None
     status: int
+    headers: list[tuple[str, str]]
     answer: bytes
     answer_is_sse: bool
 
@@ -122,6 +128,9 @@ class Relay:
         self._x = x
         self._account = account
         self._out = out
+        self._wire = out
+        """Where the answer's bytes go: past the translation where they are in the caller's dialect already."""
+        self._dialect: Dialect = "openai"
         self._outward: tuple[Outward, ...] = ()
         self._taps: dict[tuple[int, str], Tap] = {}
         self._spent: dict[str, int] = {}
@@ -143,7 +152,7 @@ class Relay:
 
     def _begin(self) -> None:
         self._splitter = FrameSplitter()
-        self._reader = StreamReader()
+        self._reader = StreamReader() if self._dialect == "openai" else reader_of(self._dialect)
         self._held: list[bytes] = []
         self._held_bytes = 0
         if self._outward:
@@ -167,6 +176,13 @@ class Relay:
         finally:
             self._task = None
 
+    def speak(self, dialect: Dialect) -> None:
+        """The dialect of the next attempt's answer: chat, or the caller's own, whose bytes then leave as they come."""
+        if dialect != self._dialect:
+            self._dialect = dialect
+            self._wire = self._out if dialect == "openai" else getattr(self._out, "verbatim", self._out)
+            self._begin()
+
     def restart(self) -> None:
         """Forget a failed attempt. Nothing of it has left."""
         self._raw.clear()
@@ -177,7 +193,7 @@ class Relay:
         if self._error is not None:
             return
         try:
-            self._take(self._splitter.feed(data))
+            self._take(self._splitter.block(data))
         except NoriaError as e:
             self._fail(e)
         except ValueError as e:
@@ -188,10 +204,18 @@ class Relay:
         if self._task is not None:
             self._task.cancel()
 
-    def _take(self, frames: list[bytes]) -> None:
+    def _take(self, block: bytes) -> None:
+        """A block of whole frames, split anywhere between two."""
         reader, passing = self._reader, list[bytes]()
-        for frame in frames:
-            self._raw.append(frame)
+        self._raw.append(block)
+        at, size = 0, len(block)
+        while at < size:
+            start = at
+            if self.committed and self._editor is None and (at := reader.skim(block, at)) > start:
+                passing.append(block[start:at])  # of bytes, a slice from end to end is the very object
+                continue
+            at = frame_end(block, start)
+            frame = block[start:at]
             kind = reader.read(frame)
             if reader.done:
                 self._last.append(frame)
@@ -204,7 +228,7 @@ class Relay:
             else:
                 self._leave(frame)
         if passing:  # frames that came together leave together, each with its own bytes
-            self._out.data(passing[0] if len(passing) == 1 else b"".join(passing))
+            self._wire.data(passing[0] if len(passing) == 1 else b"".join(passing))
         if self._out.backlog > MAX_BACKLOG:
             raise UpstreamError("The caller does not read its answer.", code="slow_caller", started=True)
 
@@ -228,7 +252,7 @@ class Relay:
 
     def _leave(self, frame: bytes) -> None:
         if self._editor is None:
-            self._out.data(frame)
+            self._wire.data(frame)
         else:
             for edited in self._editor.edit(frame):
                 self._out.data(edited)
@@ -255,7 +279,7 @@ class Relay:
             if self._x.stream:
                 self._finish()
             else:
-                self._whole = self._edited(reply.body)
+                self._whole = self._edited(reply)
         except ValueError as e:
             raise UpstreamError(str(e), code="bad_upstream_response", started=self.committed) from e
         account = self._account
@@ -263,15 +287,16 @@ class Relay:
         account.upstream_id = reply.upstream_id or account.upstream_id
 
     def _finish(self) -> None:
-        self._take([rest] if (rest := self._splitter.rest()) else [])
+        self._take(self._splitter.rest())
         if not self.committed:
             self._commit()
         if self._editor is not None:
             for frame in self._editor.end():
                 self._out.data(frame)
 
-    def _edited(self, body: bytes) -> bytes:
-        facts = read_answer(self._x.kind, body)
+    def _edited(self, reply: ModelReply) -> bytes:
+        body = reply.body
+        facts = reply.facts or facts_of(self._dialect, self._x.kind, body)
         account = self._account
         account.usage = facts.usage or account.usage
         account.served_model, account.upstream_id, account.finish_reason = facts.model, facts.id, facts.finish_reason
@@ -295,6 +320,8 @@ class Relay:
             account.served_model = facts.model or account.served_model
             account.upstream_id = facts.id or account.upstream_id
             account.finish_reason = facts.finish_reason or account.finish_reason
+        if account.usage.input is None and self._raw and (self._x.stream or self._whole is not None):
+            account.counted = counted(x, self._raw)
         for name, took in self._spent.items():
             account.watch.note(name, perf_counter_ns() - took, took)
         if isinstance(account.error, NoriaError):
@@ -327,6 +354,12 @@ class Relay:
         choice = (answer.get("choices") or [{}])[0]
         return str((choice.get("message") or {}).get("content") or choice.get("text") or "")
 
+    def told(self) -> bytes:
+        """The whole answer as it may be kept: as the guards left it, masked values stay masked."""
+        raw = b"".join(self._raw)
+        whole = msgspec.json.encode(_joined(raw)) if self._x.stream else raw
+        return edit_answer(whole, self._told) if self._taps else whole
+
     def end(self, row: ExchangeRow) -> None:
         """The last bytes: the whole answer, the end of the stream, or the error. The exchange is recorded."""
         error = self._account.error
@@ -337,13 +370,13 @@ class Relay:
             if row.cost_nanousd is not None:
                 headers.append(("x-noria-cost", f"{row.cost_nanousd / 1e9:.9f}"))
             self._head(200, headers, stream=False)
-            self._out.data(self._whole)
+            self._wire.data(self._whole)
         else:
             if self._x.tail_wanted:
                 cost = "null" if row.cost_nanousd is None else f"{row.cost_nanousd / 1e9:.9f}"
-                self._out.data(b': x-noria {"cost": %b, "overhead_ms": %.3f}\n\n' % (cost.encode(), row.overhead_ns / 1e6))
+                self._wire.data(b': x-noria {"cost": %b, "overhead_ms": %.3f}\n\n' % (cost.encode(), row.overhead_ns / 1e6))
             for frame in self._last:
-                self._out.data(frame)
+                self._wire.data(frame)
         self._out.end()
 
     def _refuse(self, error: NoriaError) -> None:
@@ -351,7 +384,8 @@ class Relay:
             self._out.data(error_frame(error))
             return
         status, headers, body = error_answer(error)
-        self._head(status, [("content-type", "application/json"), *headers], stream=False)
+        source = "provider" if isinstance(error, UpstreamError) else "gateway"
+        self._head(status, [("content-type", "application/json"), ("x-noria-error-source", source), *headers], stream=False)
         self._out.data(body)
 
     def _head(self, status: int, headers: list[tuple[str, str]], *, stream: bool) -> None:
@@ -359,7 +393,18 @@ class Relay:
         own = [("x-request-id", x.id), ("x-noria-trace", x.trace)]
         if x.release is not None:
             own.append(("x-noria-release", x.release.id))
-        self._out.head(status, own + headers, stream=stream)
+        account = self._account
+        if account.endpoint is not None and account.tries:
+            own += (("x-noria-endpoint", account.endpoint.name), ("x-noria-attempts", str(account.tries)))
+        self._out.head(status, own + headers + account.headers, stream=stream)
+
+
+def counted(x: Exchange, raw: Sequence[bytes]) -> Usage:
+    """Tokens of an exchange whose endpoint told none: four bytes of the request a token; a frame of a stream is a token, as
+    most endpoints send them, four bytes of a whole answer are one.
+    """
+    size = sum(map(len, x.body.values()))
+    return Usage(size // 4, len(raw) if x.stream else sum(map(len, raw)) // 4)
 
 
 def _joined(raw: bytes) -> dict[str, Any]:

@@ -15,36 +15,50 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from noria.contracts.error import StoreError, boundary
+from msgspec.structs import replace
+
+from noria.contracts.error import RequestError, StoreError, boundary
 from noria.contracts.release import Key
 from noria.kit.ids import digest, uuid7
 
 KEY_PREFIX = "nk-"
+MOST_FORMER = 4
+"""Replaced texts of one key that may still work."""
 SESSION_NS = 12 * 3600 * 1_000_000_000
 COOKIE = "noria_session"
 COOKIE_RULES: Any = {"max_age": SESSION_NS // 1_000_000_000, "httponly": True, "samesite": "strict", "path": "/"}
 """How a session's cookie is set: unreadable to scripts, never sent with a foreign page's request."""
 
 
-def new_key(
-    *, now_ns: int, name: str = "", apps: tuple[str, ...] = (), budget_nanousd: int | None = None, rpm: int | None = None,
-    expires_ns: int | None = None, tenant: str = "local",
-) -> tuple[str, Key]:  # fmt: skip
-    """A fresh key: its text, to be shown once, and its record."""
+def fresh_text() -> tuple[str, str, str]:
+    """256 random bits as the text of a key, with its hash and its hint (first and last characters)."""
     text = KEY_PREFIX + base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
-    key = Key(
-        id="key_" + uuid7(),
-        hash=digest(text.encode()),
-        name=name,
-        tenant=tenant,
-        apps=apps,
-        budget_nanousd=budget_nanousd,
-        rpm=rpm,
-        expires_ns=expires_ns,
-        created_ns=now_ns,
-        hint=f"{text[:6]}…{text[-4:]}",
-    )
-    return text, key
+    return text, digest(text.encode()), f"{text[:6]}…{text[-4:]}"
+
+
+def new_key(*, now_ns: int, tenant: str = "local", **what: Any) -> tuple[str, Key]:
+    """A fresh key: its text, to be shown once, and its record. `what` are fields of `Key`."""
+    text, hashed, hint = fresh_text()
+    return text, Key(id="key_" + uuid7(), hash=hashed, tenant=tenant, created_ns=now_ns, hint=hint, **what)
+
+
+def rotated(key: Key, *, now_ns: int, overlap_ns: int) -> tuple[str, Key]:
+    """A new text for `key`, and its record with it. The old text works for `overlap_ns` more, those before it until their
+    own time; with an overlap of 0 all of them end now. Raises `RequestError` where too many would work.
+    """
+    text, hashed, hint = fresh_text()
+    former = [(key.hash, now_ns + overlap_ns), *(f for f in key.former if f[1] > now_ns)] if overlap_ns > 0 else []
+    if len(former) > MOST_FORMER:
+        raise RequestError(
+            f"{MOST_FORMER} replaced texts of this key still work.", code="too_many_rotations", status=409,
+            hint="Wait until one has ended, or rotate with an overlap of 0, which ends them all.",
+        )  # fmt: skip
+    return text, replace(key, hash=hashed, hint=hint, former=tuple(former))
+
+
+def works(key: Key, now_ns: int) -> bool:
+    """Whether the key has not expired; one that is withheld may work again."""
+    return key.expires_ns is None or key.expires_ns > now_ns
 
 
 def admin_token(home: Path) -> str:

@@ -19,7 +19,10 @@ from noria.contracts.exchange import Exchange
 from noria.contracts.stage import Inward, InwardAsync, Outlet, Outward
 from noria.contracts.trace import ExchangeRow
 from noria.contracts.verdict import Ruling
+from noria.dialects.native import recorded
 from noria.dialects.openai import write_messages, write_request
+from noria.gateway.cache import Recall
+from noria.gateway.dialect import without_native
 from noria.gateway.limits import Limits
 from noria.gateway.relay import Relay
 from noria.gateway.router import Router
@@ -40,6 +43,14 @@ class Memory(InwardAsync, Protocol):
         ...
 
 
+class State(InwardAsync, Protocol):
+    """Session state of the Responses API: the turns that a request names, the turn that comes of it."""
+
+    async def keep(self, x: Exchange, told: Callable[[], bytes], out: Outlet, /) -> tuple[str, ...]:
+        """Store the turn, durably; in a sentence, why it could not be. Never fails the answer."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The stages of one release; what it does not use is None."""
@@ -47,10 +58,14 @@ class Parts:
     router: Router
     normalize: Inward | None = None
     template: Inward | None = None
+    state: State | None = None
+    """For callers of the Responses API alone."""
     memory: Memory | None = None
     window: InwardAsync | None = None
     guard: Inward | None = None
     masked: Masked | None = None
+    cache: Recall | None = None
+    """Answers given again, and identical requests under way; behind the guard, before money."""
     outward: tuple[Outward, ...] = ()
     """Outward guards, in order."""
     restore: Outward | None = None
@@ -92,26 +107,36 @@ async def answer(x: Exchange, house: House, out: Outlet) -> None:
     account = house.open(x)
     run, wait = account.watch.run, account.watch.wait
     relay = Relay(x, account, out)
-    money = None
+    claim = turn = None
     try:
         x = run(house.admit, x)
         parts = house.parts(x)
-        await house.limits.rate(x)
+        claim = await house.limits.enter(x, account.headers)
         x = run(parts.normalize, x)
         x = run(parts.template, x)
+        state = parts.state if x.dialect == "responses" else None
+        x = await wait(state, x)
         x = await wait(parts.memory, x)
         x = await wait(parts.window, x)  # after memory: what is remembered must fit too
         x = guarded(parts, x, account)
         # x keeps the caller's own body: memory must know what is new in it
-        sent, money = await house.limits.reserve(written(x))
-        account.reserved = money.amount if money else None
+        sent = written(x)
+        if parts.outward or parts.cache is not None or parts.memory is not None:  # they read the answer as chat
+            sent = without_native(sent)
+        turn = None if parts.cache is None else await parts.cache.find(sent, account)
+        if turn is None or turn.asks:  # an answer that is there, or on its way to somebody else, costs nothing
+            sent = await house.limits.reserve(claim, sent)
+            account.reserved = claim.amount if claim else None
         if parts.record_bodies:
             account.request = recordable(sent)
         relay.open(x, parts.outward, parts.restore, keep=parts.record_bodies)
-        reply = await relay.carry(parts.router.send(sent, relay, account, account.watch.began))
+        send = parts.router.send if turn is None else turn.through(parts.router.send)
+        reply = await relay.carry(send(sent, relay, account, account.watch.began))
         relay.close(reply)
         if parts.memory is not None:
             await parts.memory.remember(x, relay.text())
+        if state is not None:
+            account.warnings += await state.keep(x, relay.told, out)
     except NoriaError as e:
         account.error = e
     except BaseException as e:
@@ -119,9 +144,13 @@ async def answer(x: Exchange, house: House, out: Outlet) -> None:
         raise
     finally:
         relay.settle(x)
-        if money is not None:
-            money.settle(account.cost()[0])
+        if account.native and account.request and sent.native:
+            account.request = recorded(sent.dialect, sent.native, sent.subject)
+        if turn is not None:
+            turn.close(account)
         row = house.close(x, account)
+        if claim is not None:
+            claim.settle(row.cost_nanousd, row.usage)  # once the row is in the spool: a crash between loses nothing
     relay.end(row)
 
 
@@ -142,10 +171,10 @@ def recordable(x: Exchange) -> bytes:
 
 
 def written(x: Exchange) -> Exchange:
-    """`x` with its edited messages written back into the body, once."""
+    """`x` with its edited messages written back into the body, once; then its native form is not what is meant any more."""
     if not x.edited or x.messages is None:
         return x
-    return replace(x, body={**x.body, "messages": write_messages(x.messages, x.body["messages"])}, edited=False)
+    return replace(x, body={**x.body, "messages": write_messages(x.messages, x.body["messages"])}, edited=False, native={})
 
 
 def refuse(x: Exchange, house: House, out: Outlet, error: NoriaError) -> None:

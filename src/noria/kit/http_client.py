@@ -135,7 +135,7 @@ class HttpClient:
         """Status, headers (lower-case names) and body; `path` follows the prefix of the base URL.
 
         Where `on_head(status, headers)` gives a sink, the body goes there piece by piece, and b"" is returned.
-        What `on_head` raises, `send` raises. Cancelling closes the connection at once.
+        What `on_head` or the sink raises, `send` raises. Cancelling closes the connection at once.
         """
         head = self._head(method, path, headers, body)
         loop = asyncio.get_running_loop()

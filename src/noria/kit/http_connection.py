@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import httptools
 import msgspec
 
+from noria.contracts.error import NoriaError
 from noria.contracts.stage import Sink
 from noria.kit.http_head import Headers, header_name
 
@@ -130,6 +131,7 @@ class ClientConnection(asyncio.Protocol):
         "_idle",
         "_on_head",
         "_parser",
+        "_parts",
         "_pool",
         "_reusable",
         "_sink",
@@ -170,6 +172,7 @@ class ClientConnection(asyncio.Protocol):
         self._fed = 0
         self._body: bytes | bytearray = b""
         self._sink: Sink | None = None
+        self._parts: list[bytes] = []
         self._complete = False
         self._reusable = False
         self.received = False
@@ -277,18 +280,21 @@ class ClientConnection(asyncio.Protocol):
         self.received = True
         if self._flow is None or not self._flow.paused:
             self.deadline = self._time() + self._idle
+        broken: BaseException | None = None
         try:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.fail(BadResponse("the server changed the protocol without being asked"))
-            return
+            broken = BadResponse("the server changed the protocol without being asked")
         except httptools.HttpParserError as e:
             if not self._complete:
                 cause = e.__context__ if isinstance(e, httptools.HttpParserCallbackError) else None
-                self.fail(cause or BadResponse(f"the answer is not valid HTTP/1.1: {e}"))
-                return
+                broken = cause or BadResponse(f"the answer is not valid HTTP/1.1: {e}")
             self._reusable = False
-        if self._complete:
+        if self._parts:
+            broken = self._deliver() or broken
+        if broken is not None:
+            self.fail(broken)
+        elif self._complete:
             self._finish()
         elif not self._headed:
             self._fed += len(data)
@@ -334,8 +340,7 @@ class ClientConnection(asyncio.Protocol):
     def on_body(self, part: bytes) -> None:
         """A piece of the body."""
         if self._sink is not None:
-            if self._future is not None:
-                self._sink(part)
+            self._parts.append(part)
             return
         self._size += len(part)
         if self._size > self._pool.timing.max_body:
@@ -360,6 +365,17 @@ class ClientConnection(asyncio.Protocol):
             self._size = self._fed = 0
 
     # ── within ──
+
+    def _deliver(self) -> NoriaError | None:
+        """Hand over what one read brought, in one piece: a server may frame each token, and each write costs a system call."""
+        parts, self._parts = self._parts, []
+        if self._sink is None or self._future is None:
+            return None
+        try:
+            self._sink(parts[0] if len(parts) == 1 else b"".join(parts))
+        except NoriaError as e:
+            return e
+        return None
 
     def _finish(self) -> None:
         future, self._future = self._future, None

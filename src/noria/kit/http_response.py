@@ -60,6 +60,7 @@ class Response:
         "on_close",
         "on_pause",
         "on_resume",
+        "promised",
         "sent",
         "status",
     )
@@ -77,6 +78,8 @@ class Response:
         self.sent = 0
         """Bytes of head and body handed to the transport."""
         self.closed = False
+        self.promised = False
+        """Whether a whole answer is about to leave."""
         self.on_close: Callable[[], None] | None = None
         """Called once when the client goes away (reset, or EOF of any kind) before the end."""
         self.on_pause: Callable[[], None] | None = None
@@ -120,6 +123,11 @@ class Response:
             self.sent += len(data)
             self._wire.transport.write(data)
         self._end()
+
+    def promise(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole answer that leaves at the end of this turn of the event loop, behind what was scheduled before."""
+        self.promised = True
+        self._wire.loop.call_soon(self.send, status, headers, body)
 
     def write(self, data: bytes) -> None:
         """The next bytes of the body; they leave at the end of this turn of the event loop."""

@@ -12,6 +12,7 @@ import asyncio
 import math
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
@@ -27,6 +28,12 @@ from noria.kit.http_sweep import Sweep
 __all__ = ["HttpProtocol", "HttpServer", "Limits", "Request", "Response"]
 
 Handler = Callable[[Request], None]
+Give = Callable[[int], bool]
+"""Passes the descriptor of an idle connection to another process; whether it was taken."""
+PATIENCE = 30.0
+"""Seconds that a successor has to take over idle connections."""
+LOOK = 0.02
+"""Seconds between looks for idle connections while draining."""
 ErrorAnswer = Callable[[int, str, str], tuple[Headers, bytes]]
 """(status, code, message) → more headers and the JSON body of an answer that the handler never sees the request of."""
 
@@ -52,6 +59,7 @@ class HttpProtocol(asyncio.Protocol):
         "_current",
         "_handler",
         "_limits",
+        "_path",
         "_peer",
         "_reader",
         "_reading",
@@ -72,6 +80,7 @@ class HttpProtocol(asyncio.Protocol):
         self._limits = server.limits
         self._reader = RequestReader(server.limits, server.buffered)
         self._current: Response | None = None
+        self._path = ""
         self._peer = ""
         self._ahead = 0
         self._asked = False
@@ -164,9 +173,10 @@ class HttpProtocol(asyncio.Protocol):
         self._server.bytes_out += response.sent
         self._current = None
         self._ahead = 0
-        if response.last or self._server.draining:
+        if response.last:
             self._close()
             return
+        # Not closed for a drain's sake: its client was not told (`connection: close`) and may send again already.
         self._timed = False
         if not self._busy:
             self._advance()
@@ -191,6 +201,32 @@ class HttpProtocol(asyncio.Protocol):
     def idle(self) -> bool:
         """Whether the connection could be closed without cutting anything."""
         return self._current is None and not self._closing and self._reader.between
+
+    @property
+    def route(self) -> str:
+        """The path of the request that is being answered; empty between two."""
+        return self._path if self._current is not None else ""
+
+    def wait_idle(self) -> None:
+        """Taken over from another process between two requests: the idle clock runs, not that of a new connection."""
+        self._timed = False
+        self.deadline = self.loop.time() + self._limits.idle_timeout
+
+    def hand_over(self, give: Give) -> bool:
+        """Give the connection away with whatever its client may be sending now; whether it was taken.
+
+        Reading stops first: bytes that arrive meanwhile stay in the kernel for the next owner.
+        """
+        sock = self.transport.get_extra_info("socket")
+        if sock is None or self.transport.get_write_buffer_size():
+            return False
+        self.transport.pause_reading()
+        if not give(sock.fileno()):
+            self.transport.resume_reading()
+            return False
+        self._closing = True
+        self.transport.abort()  # closes our descriptor; the connection lives on with the other one
+        return True
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -240,6 +276,7 @@ class HttpProtocol(asyncio.Protocol):
         response = Response(self, head_only=request.method == "HEAD", http10=request.http10, last=not request.keep_alive)
         request.response = response
         self._current = response
+        self._path = request.path
         self._asked = False
         self.deadline = self.loop.time() + self._limits.write_timeout if self.paused else math.inf
         self._server.requests += 1
@@ -301,6 +338,7 @@ class HttpServer:
         self.bytes_in = 0
         self.bytes_out = 0
         self.date = ""
+        self._deadline = math.inf
         self._connections: set[HttpProtocol] = set()
         self._empty = asyncio.Event()
         self._listener: asyncio.AbstractServer | None = None
@@ -323,20 +361,40 @@ class HttpServer:
             self._listener = await loop.create_unix_server(self._connect, path=str(where), backlog=1024)
             _restrict(Path(where))
 
-    async def drain(self, grace: float) -> int:
+    async def adopt(self, sock: socket.socket) -> None:
+        """Serve a connection that another process handed over between two requests."""
+        assert self._loop is not None
+        _, connection = await self._loop.connect_accepted_socket(self._connect, sock)
+        if not connection.transport.is_closing():
+            connection.wait_idle()
+
+    def in_flight(self) -> Counter[str]:
+        """Requests being answered now, by path."""
+        return Counter(filter(None, (c.route for c in self._connections)))
+
+    def hurry(self, grace: float) -> None:
+        """Shorten a drain that is under way to `grace` seconds from now."""
+        self._deadline = min(self._deadline, time.monotonic() + grace)
+
+    async def drain(self, grace: float, give: Give | None = None) -> int:
         """Stop accepting, let requests in flight finish within `grace` seconds, close; the number cut short.
 
-        Connections between two requests live on for a moment (1 s, or a quarter of `grace`): a request
-        that is on its way is answered with `connection: close` instead of meeting a closed door.
+        Every answer that begins now says `connection: close`. A connection between two requests cannot be closed
+        without a race: its client may be sending already (RFC 9112 §9.3.1). It is handed to a successor by `give`;
+        where there is none it lives on for a moment (1 s, or a quarter of `grace`), so that a request that is on its
+        way is answered with `connection: close`.
         """
         self.draining = True
         if self._listener is not None:
             self._listener.close()
-        deadline = time.monotonic() + grace
-        await self._wait_empty(min(1.0, grace / 4))
-        for connection in [c for c in self._connections if c.idle]:
-            connection.shut()
-        await self._wait_empty(max(0.0, deadline - time.monotonic()))
+        began = time.monotonic()
+        self._deadline = began + grace
+        patience = began + (min(1.0, grace / 4) if give is None else min(PATIENCE, grace))
+        while self._connections and (now := time.monotonic()) < self._deadline:
+            for connection in [c for c in self._connections if c.idle]:
+                if (give is None or not connection.hand_over(give)) and now >= patience:
+                    connection.shut()
+            await self._wait_empty(min(LOOK, max(0.0, self._deadline - now)))
         cut = sum([connection.shut() for connection in list(self._connections)])
         await self._wait_empty(1.0)
         for connection in list(self._connections):

@@ -16,7 +16,7 @@ _last = (0, 0)
 """Milliseconds and tail of the last id made from the clock."""
 
 
-def _random(n: int) -> bytes:
+def random_bytes(n: int) -> bytes:
     """`n` random bytes, drawn from the kernel in blocks: one system call serves many ids.
 
     A forked child would repeat its parent's block; Noria never forks after import (it spawns).
@@ -39,12 +39,12 @@ def uuid7(now_ns: int | None = None) -> str:
     """
     global _last  # noqa: PLW0603  the last id is what the next one must exceed
     if now_ns is not None:
-        return _uuid7(now_ns // 1_000_000, int.from_bytes(_random(10), "big") & _TAIL)
+        return _uuid7(now_ns // 1_000_000, int.from_bytes(random_bytes(10), "big") & _TAIL)
     ms = time.time_ns() // 1_000_000
     if ms > _last[0]:
-        _last = (ms, int.from_bytes(_random(10), "big") & _TAIL >> 1)  # the top bit is room to rise
+        _last = (ms, int.from_bytes(random_bytes(10), "big") & _TAIL >> 1)  # the top bit is room to rise
     else:
-        _last = (_last[0], _last[1] + 1 + int.from_bytes(_random(4), "big"))
+        _last = (_last[0], _last[1] + 1 + int.from_bytes(random_bytes(4), "big"))
     return _uuid7(*_last)
 
 
@@ -58,12 +58,12 @@ def _uuid7(ms: int, tail: int) -> str:
 def trace_id(now_ns: int | None = None) -> str:
     """32 hex digits, never all zero: 48 bits of milliseconds, then 80 random bits (DESIGN §3a.5)."""
     ms = (time.time_ns() if now_ns is None else now_ns) // 1_000_000
-    return f"{ms & 0xFFFFFFFFFFFF:012x}" + _random(10).hex()
+    return f"{ms & 0xFFFFFFFFFFFF:012x}" + random_bytes(10).hex()
 
 
 def span_id() -> str:
     """16 hex digits, never all zero."""
-    span = _random(8)
+    span = random_bytes(8)
     return span.hex() if any(span) else "0000000000000001"
 
 

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 
 from noria.contracts.error import Blocked, LimitExceeded, NoriaError, RequestError
 from noria.contracts.exchange import Exchange, Usage
-from noria.contracts.release import Endpoint, Price
+from noria.contracts.price import cost_of
+from noria.contracts.release import Endpoint
 from noria.contracts.trace import Attempt, CacheUse, CostStatus, ExchangeRow, Outcome, StageTime
 from noria.contracts.verdict import Ruling
 from noria.kit.step import Stopwatch
+
+EXACT: CostStatus = "exact"
+ESTIMATED: CostStatus = "estimated"
 
 
 class Account:
@@ -20,11 +24,14 @@ class Account:
         "answer_is_sse",
         "attempts",
         "cache",
+        "counted",
         "cut_tokens",
         "endpoint",
         "error",
         "finish_reason",
         "first_ns",
+        "headers",
+        "hedged",
         "model_ns",
         "native",
         "request",
@@ -32,6 +39,7 @@ class Account:
         "rulings",
         "served_model",
         "status",
+        "tries",
         "upstream_id",
         "usage",
         "warnings",
@@ -42,11 +50,17 @@ class Account:
         self.watch = watch
         self.rulings: list[Ruling] = []
         self.attempts: list[Attempt] = []
+        self.tries = 0
+        """Attempts begun."""
+        self.hedged: list[Endpoint] = []
+        """Endpoints that had begun when another was faster: they may bill."""
         self.endpoint: Endpoint | None = None
         self.served_model = ""
         self.upstream_id = ""
         self.finish_reason = ""
         self.usage = Usage()
+        self.counted: Usage | None = None
+        """Tokens by our own count, where the endpoint reported none and an answer had begun."""
         self.first_ns: int | None = None
         """From the beginning to the first content byte towards the caller."""
         self.model_ns = 0
@@ -60,6 +74,8 @@ class Account:
         self.reserved: int | None = None
         """Nano-dollars set aside under a budget."""
         self.cache: CacheUse = ""
+        self.headers: list[tuple[str, str]] = []
+        """What the head of the answer says besides."""
         self.warnings: list[str] = []
         """What an endpoint's protocol could not carry."""
         self.native = False
@@ -67,14 +83,35 @@ class Account:
 
     def cost(self) -> tuple[int | None, CostStatus]:
         """Nano-dollars and how they are known; an unknown price or count is unknown, never 0."""
+        if self.cache:
+            return 0, "exact"  # what was used once is not billed again
         price = self.endpoint.price if self.endpoint else None
-        if (self.endpoint is None and self.error is not None) or unbilled(self.attempts):
+        if self.endpoint is None or unbilled(self.attempts):
             return 0, "exact"
-        if self.usage.input is None and self.reserved is not None:
-            return self.reserved, "estimated"  # who began to answer may bill: the key pays what was set aside
-        if price is None or self.usage.input is None:
+        usage, status = self.usage, EXACT
+        if usage.input is None:
+            if self.counted is None and self.reserved is not None:
+                return self.reserved, "estimated"  # who began to answer may bill: what was set aside is paid
+            usage, status = self.counted or usage, ESTIMATED
+        if price is None or (usage.input is None and not price.compute_hour):
             return None, "unknown"
-        return price_of(price, self.usage), "exact"
+        own = cost_of(price, usage, model_ns=self._worked_ns() if price.compute_hour else 0)
+        if status == ESTIMATED and self.reserved is not None:
+            own = min(own, self.reserved)
+        return self._with_hedges(own) if self.hedged else (own, status)
+
+    def _worked_ns(self) -> int:
+        """How long the endpoint that answered was at work, for a price an hour of model time."""
+        name = self.endpoint.name if self.endpoint else ""
+        return sum(a.took_ns for a in self.attempts if a.endpoint == name)
+
+    def _with_hedges(self, own: int) -> tuple[int | None, CostStatus]:
+        """With what the slower endpoints of a race may bill: the same prompt, and of a whole answer the same answer too."""
+        usage = self.usage if self.first_ns is None else Usage(input=self.usage.input, output=0)
+        prices = [e.price for e in self.hedged]
+        if any(p is None for p in prices):
+            return None, "unknown"
+        return own + sum(cost_of(p, usage) for p in prices if p is not None), "estimated"
 
     def row(self, x: Exchange, *, worker: str, config: str) -> ExchangeRow:
         """The wide row."""
@@ -139,13 +176,6 @@ def unbilled(attempts: Sequence[Attempt]) -> bool:
 def stage_times(times: Sequence[tuple[str, int, int]]) -> tuple[StageTime, ...]:
     """The stopwatch's times as the trace keeps them."""
     return tuple(StageTime(name, offset, took) for name, offset, took in times)
-
-
-def price_of(price: Price, usage: Usage) -> int:
-    """Cost of `usage` in nano-dollars; dollars per million tokens are 1,000 nano-dollars per token."""
-    plain = max(0, (usage.input or 0) - usage.cached)
-    cached = price.input if price.cached is None else price.cached
-    return round((plain * price.input + usage.cached * cached + (usage.output or 0) * price.output) * 1000)
 
 
 def outcome(error: BaseException | None) -> Outcome:

@@ -14,13 +14,13 @@ from urllib.parse import quote
 import msgspec
 
 from noria.contracts.error import ConfigError, NotFound, RequestError
-from noria.contracts.exchange import Kind, ModelCall, ModelReply
+from noria.contracts.exchange import Kind, ModelCall, ModelReply, RawCall
 from noria.contracts.release import Endpoint
-from noria.contracts.stage import Options, Provider, Relay, Sink
+from noria.contracts.stage import OnHead, Options, Provider, Relay, Sink, Valve
 from noria.dialects.openai import asking_for_usage, write_request
 from noria.dialects.openai_answer import read_answer
 from noria.dialects.upstream import Gate, Headers, OpenAITap, garbled, kept_headers, message_of, refusal, transport_failure
-from noria.kit.http_client import HttpCallError, HttpClient
+from noria.kit.http_client import Flow, HttpCallError, HttpClient
 
 
 class Vendor(msgspec.Struct, frozen=True):
@@ -36,6 +36,8 @@ class Vendor(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, str], ...] = ()
     stream_usage: bool = True
     """Whether `stream_options.include_usage` is understood; where not, the usage comes by itself or never."""
+    raw: str = ""
+    """What stands between the URL and the paths of requests that pass through."""
     max_tokens_field: str = ""
     """The only name of the output limit that it takes, where it does not take both."""
 
@@ -52,6 +54,7 @@ VENDORS: dict[str, Vendor] = {
         completion="/openai/v1/completions",
         embedding="/openai/v1/embeddings",
         auth="api-key",
+        raw="/openai/v1",
     ),
     "mistral": Vendor("https://api.mistral.ai/v1", "MISTRAL_API_KEY", stream_usage=False, max_tokens_field="max_tokens"),
     "groq": Vendor("https://api.groq.com/openai/v1", "GROQ_API_KEY", embedding=""),
@@ -70,7 +73,7 @@ VENDORS: dict[str, Vendor] = {
         "https://api.ai21.com/studio/v1", "AI21_API_KEY", embedding="", stream_usage=False, max_tokens_field="max_tokens"
     ),
     "xai": Vendor("https://api.x.ai/v1", "XAI_API_KEY", embedding=""),
-    "gemini": Vendor("https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY"),
+    "gemini_openai": Vendor("https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY"),
     "perplexity": Vendor(
         "https://api.perplexity.ai", "PERPLEXITY_API_KEY", embedding="", stream_usage=False, max_tokens_field="max_tokens"
     ),
@@ -84,6 +87,8 @@ VENDORS: dict[str, Vendor] = {
 }
 """Vendor id → its row. `provider: <vendor>` in `noria.yaml` means this module with `vendor` set."""
 
+_CREDENTIALS = frozenset({"authorization", "api-key", "x-api-key", "cookie", "openai-organization", "openai-project"})
+"""Request headers that only the configuration gives."""
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
@@ -97,6 +102,8 @@ class OpenAICompatible(Provider):
 
         headers: dict[str, str] = {}
         api_version: str = ""
+        batch: bool | None = None
+        """Whether batches go through the endpoint's own batch API; when absent, only OpenAI's do."""
         stream_usage: bool | None = None
         """Overrides the vendor's row, for an endpoint that differs from its vendor."""
         max_connections: int = 256
@@ -106,6 +113,7 @@ class OpenAICompatible(Provider):
         self._who = f"The endpoint {endpoint.name!r}"
         self._vendor = _vendor(endpoint)
         self._stream_usage = self._vendor.stream_usage if own.stream_usage is None else own.stream_usage
+        self._dated = bool(own.api_version)
         self._paths = _paths(self._vendor, endpoint.model, own.api_version)
         self._headers = _headers(self._vendor, endpoint, secret, own.headers)
         self._model = msgspec.Raw(msgspec.json.encode(endpoint.model))
@@ -128,6 +136,30 @@ class OpenAICompatible(Provider):
             return await self._stream(path, headers, body, sink)
         return await self._whole(call.kind, path, headers, body)
 
+    async def raw(
+        self, call: RawCall, on_head: OnHead | None = None, valve: Valve | None = None
+    ) -> tuple[int, Headers, bytes]:
+        """As `Provider.raw`."""
+        if self._dated:
+            raise NotFound(f"{self._who} passes nothing through: its paths carry an api_version.", code="unknown_url")
+        mine = [(k, v) for k, v in self._headers if k not in ("content-type", "accept")]
+        headers = [*mine, *((k, v) for k, v in call.headers if k not in _CREDENTIALS)]
+        if call.traceparent:
+            headers.append(("traceparent", call.traceparent))
+        path = self._vendor.raw + call.path
+        known = (lambda s, h: None if s in (401, 403) else on_head(s, h)) if on_head is not None else None
+        try:
+            if self._client is not None:
+                flow = cast("Flow | None", valve)
+                answer = await self._client.send(call.method, path, headers, call.body, on_head=known, flow=flow)
+            else:
+                answer = await self._relay.send(call.method, path, headers, call.body, on_head=known)
+        except HttpCallError as e:
+            raise transport_failure(e, who=self._who) from e
+        if answer[0] in (401, 403):
+            raise refusal(answer[0], answer[1], answer[2], now=time.time(), who=self._who)
+        return answer
+
     async def close(self) -> None:
         """Close idle connections."""
         if self._client is not None:
@@ -147,7 +179,7 @@ class OpenAICompatible(Provider):
             raise garbled(
                 f"answered {status} with what is no answer: {why}", who=self._who, status=status, body=answer
             ) from None
-        return ModelReply(status, answer, kept_headers(got), facts.id)
+        return ModelReply(status, answer, kept_headers(got), facts.id, facts)
 
     async def _stream(self, path: str, headers: Headers, body: bytes, sink: Sink) -> ModelReply:
         tap = OpenAITap(self._who)

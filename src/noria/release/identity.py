@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from noria.contracts.release import Endpoint, Release
+from noria.contracts.routing import Pools
 from noria.kit.ids import canonical, digest
 
 
@@ -27,6 +28,11 @@ def release_id(release: Release, behaviours: Mapping[str, int]) -> str:
         "params": release.params,
         "behaviours": dict(sorted(behaviours.items())),
     }
+    semantic = release.caching.semantic if release.caching else None
+    if semantic is not None:  # an exact cache repeats what the model said; this one answers by resemblance
+        content["semantic"] = {"embedder": _endpoint(semantic.embedder), "threshold": semantic.threshold}
+    if not release.routing.plain or any(e.lacks for e in release.route):
+        content["routing"] = _routing(release)
     return "r1:" + digest(canonical(_plain(content)))
 
 
@@ -46,6 +52,34 @@ def _endpoint(e: Endpoint) -> dict[str, Any]:
         pin["digests"] = dict(sorted(e.digests.items()))
         del pin["model"]
     return pin
+
+
+def _routing(release: Release) -> dict[str, Any]:
+    """The choice among the endpoints, which are named by their places in the route. How failures are met (retries, health,
+    hedging) changes when an answer comes, not which release it is of.
+    """
+    r, place = release.routing, {e.name: n for n, e in enumerate(release.route)}
+
+    def places(pools: Pools) -> list[list[int]]:
+        return [[place[name] for name in pool] for pool in pools]
+
+    topics = r.semantic and {
+        "embedder": _endpoint(release.embedder) if release.embedder else None,
+        "topics": [{"examples": t.examples, "use": places(t.use)} for t in r.semantic.topics],
+        "margin": r.semantic.margin,
+    }
+    return {
+        "strategy": r.strategy,
+        "pools": places(r.pools),
+        "weights": {str(place[name]): weight for name, weight in r.weights.items() if name in place},
+        "sticky": r.sticky,
+        "rules": [{**_plain(rule), "use": places(rule.use)} for rule in r.rules],
+        "semantic": topics,
+        "regions": r.regions,
+        "region_of": [e.region for e in release.route] if r.regions else [],
+        "lacks": [e.lacks for e in release.route],
+        "window": r.window,
+    }
 
 
 def _plain(value: Any) -> Any:

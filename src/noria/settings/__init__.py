@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from noria.settings.file import Loaded, default, load, loads
     from noria.settings.meaning import Catalog, installed
     from noria.settings.problem import InvalidSettings, Problem
-    from noria.settings.snapshot import apps, embedders, endpoints, prompts, store_urls
+    from noria.settings.snapshot import apps, embedders, endpoints, guards, prompts, store_urls
     from noria.settings.tree import Settings, schema
 
 _PUBLIC = {
@@ -32,6 +32,7 @@ _PUBLIC = {
     "apps": "snapshot",
     "embedders": "snapshot",
     "endpoints": "snapshot",
+    "guards": "snapshot",
     "prompts": "snapshot",
     "store_urls": "snapshot",
     "Settings": "tree",
@@ -42,7 +43,7 @@ __all__ = [  # noqa: RUF022  grouped as the story goes, not by letter
     "home", "config_path", "log_level", "resolve_secret",
     "load", "loads", "Loaded", "default", "Settings", "schema",
     "Catalog", "installed", "InvalidSettings", "Problem",
-    "apps", "endpoints", "embedders", "prompts", "store_urls",
+    "apps", "endpoints", "embedders", "guards", "prompts", "store_urls",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:

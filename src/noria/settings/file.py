@@ -196,6 +196,8 @@ def _anchored(settings: Settings, folder: FilePath, files: Mapping[str, bytes]) 
         "prompts": {name: _read_prompt(p, folder, files) for name, p in settings.prompts.items()},
         "models": {n: m.model_copy(update={"key": _anchored_secret(m.key, folder)}) for n, m in settings.models.items()},
         "guards": guards,
+        "price_file": _absolute(settings.price_file, folder) if settings.price_file else None,
+        "alerts": settings.alerts.model_copy(update={"webhook": _anchored_secret(settings.alerts.webhook, folder)}),
         "stores": settings.stores.model_copy(update=stores),
     }
     return settings.model_copy(update=update)

@@ -15,6 +15,7 @@ import msgspec
 from noria.contracts.error import ConfigError, NoriaError, boundary
 from noria.contracts.stage import Check, Options, Provider
 from noria.kit import extension
+from noria.settings import routing
 from noria.settings.document import Document
 from noria.settings.problem import Path, Problem, unknown
 from noria.settings.tree import ReleaseSettings, RuleSettings, default_action
@@ -69,6 +70,9 @@ def problems(doc: Document, catalog: Catalog) -> Iterator[Problem]:
     for name, value, path in doc.entries("apps"):
         if isinstance(value, dict):
             yield from _app(doc, name, value, path)
+    for key, value, path in doc.entries("serve"):
+        if key == "passthrough" and isinstance(value, str) and value not in _names(doc, "models"):
+            yield doc.problem(path, *unknown("model", value, _names(doc, "models")))
     for _, value, path in doc.entries("stores"):
         scheme, found, _ = value.partition("://") if isinstance(value, str) else ("", "", "")
         if found and scheme not in catalog.engines:
@@ -188,7 +192,7 @@ def _app(doc: Document, name: str, value: Mapping[str, Any], path: Path) -> Iter
 def _release(doc: Document, release: Mapping[str, Any], path: Path) -> Iterator[Problem]:
     models = _names(doc, "models")
     seen: set[str] = set()
-    for model, at in doc.items((*path, "model")):
+    for model, at in routing.named(doc, (*path, "model")):
         if not isinstance(model, str):
             continue
         if model not in models:
@@ -198,11 +202,30 @@ def _release(doc: Document, release: Mapping[str, Any], path: Path) -> Iterator[
         elif model in seen:
             yield doc.problem(at, f"The model {model!r} is in the route already.", "Remove it.")
         seen.add(model)
+    yield from routing.problems(doc, release, path, _embedding_models(doc))
+    yield from _semantic(doc, release.get("cache"), (*path, "cache", "semantic"))
     for key, section in (("prompt", "prompts"), ("guard", "guards")):
         name = release.get(key)
         known = _names(doc, section)
         if isinstance(name, str) and name not in known:
             yield doc.problem((*path, key), *unknown(key, name, known))
+
+
+def _semantic(doc: Document, cache: Any, path: Path) -> Iterator[Problem]:
+    """The embedder of a semantic cache: there, an embedding model, and run here, since its calls are not billed."""
+    semantic = cache.get("semantic") if isinstance(cache, dict) else None
+    at = (*path, "embedder") if isinstance(semantic, dict) else path
+    name = semantic.get("embedder") if isinstance(semantic, dict) else semantic
+    models = {n: v for n, v, _ in doc.entries("models") if isinstance(v, dict)}
+    if not isinstance(name, str):
+        return
+    if name not in models:
+        yield doc.problem(at, *unknown("model", name, list(models)))
+    elif name not in _embedding_models(doc):
+        yield doc.problem(at, f"The model {name!r} answers chats and makes no embeddings.", "Name one of kind: embedding.")
+    elif models[name].get("provider") not in _IN_PROCESS:
+        what = f"The embedder {name!r} is not local: each question would cost a call to it."
+        yield doc.problem(at, what, "Name a model with provider: local.")
 
 
 def _weights(doc: Document, value: Mapping[str, Any], path: Path) -> Iterator[Problem]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from noria.contracts.error import ConfigError
-from noria.contracts.release import App, Endpoint, GuardRule, Price, Prompt, Release, Timeouts
+from noria.contracts.release import App, Caching, Endpoint, GuardRule, Prompt, Release, SemanticCaching, Timeouts
 from noria.kit.ids import digest
 from noria.release.identity import reproducible
-from noria.settings import meaning
+from noria.settings import meaning, routing
 from noria.settings.environment import resolve_secret
 from noria.settings.tree import AppSettings, ModelSettings, ReleaseSettings, Rule, Settings
 
@@ -50,6 +50,11 @@ def apps(
     return {name: _app(settings, name, app, identify, _Parts(known, texts)) for name, app in settings.apps.items()}
 
 
+def guards(settings: Settings) -> dict[str, tuple[GuardRule, ...]]:
+    """Every guard policy by name."""
+    return {name: tuple(_rule(item) for item in rules) for name, rules in settings.guards.items()}
+
+
 def store_urls(settings: Settings, home: Path) -> dict[str, str]:
     """Store name → engine URL, `{home}` and `env:`/`file:` references resolved. May hold passwords: do not log."""
     urls = {}
@@ -77,9 +82,11 @@ def _endpoint(name: str, m: ModelSettings, vendors: Collection[str]) -> Endpoint
         key=m.key or "",
         vendor=vendor,
         context=m.context,
-        price=Price(**m.price.model_dump()) if m.price else None,
+        price=m.price.price("noria.yaml") if m.price else None,
         timeouts=Timeouts(**m.timeouts.model_dump()),
         options=m.options,
+        region=m.region,
+        lacks=tuple(m.lacks),
     )
 
 
@@ -98,7 +105,7 @@ def _release(settings: Settings, app: str, name: str, r: ReleaseSettings, parts:
         id="",
         name=name,
         app=app,
-        route=tuple(parts.route[m] for m in r.model),
+        route=tuple(parts.route[m] for m in routing.flat(r.model)),
         prompt=parts.texts[r.prompt] if r.prompt else None,
         guard=tuple(_rule(item) for item in settings.guards[r.guard]) if r.guard else (),
         guard_name=r.guard or "",
@@ -106,8 +113,21 @@ def _release(settings: Settings, app: str, name: str, r: ReleaseSettings, parts:
         normalize=r.normalize,
         fit=r.fit,
         params=r.params.model_dump(exclude_none=True),
+        caching=_caching(r, parts.route),
+        routing=routing.routing(r.model, r.routing, settings.apps[app].regions),
+        embedder=routing.embedder(r.routing, parts.route),
     )
     return replace(bare, reproducible=reproducible(bare))
+
+
+def _caching(r: ReleaseSettings, route: Mapping[str, Endpoint]) -> Caching | None:
+    """How answers are given again; None where neither the cache nor single flight is on."""
+    if r.cache is None:
+        return Caching(ttl=0.0) if r.single_flight else None
+    meant = r.cache.semantic
+    semantic = SemanticCaching(route[meant.embedder], meant.threshold, meant.entries) if meant else None
+    plain = r.cache.model_dump(exclude={"semantic"})
+    return Caching(**plain, single_flight=r.single_flight is not False, semantic=semantic)
 
 
 def _rule(item: Rule) -> GuardRule:

@@ -12,6 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
+from noria.contracts.routing import Feature
+from noria.settings.caching import Caching
+from noria.settings.files import BatchSettings, FileSettings
+from noria.settings.money import AlertSettings, BudgetSettings, LimitSettings, PriceSettings
+from noria.settings.operate import OperateSettings
+from noria.settings.routing import Regions, Route, RoutingSettings
 from noria.settings.shape import Duration, HttpUrl, Name, SecretReference, Size, StoreUrl, Strict, Texts, listed
 
 _DEFAULT_ACTIONS: dict[str, Action] = {"secrets": "block", "pii": "mask", "denylist": "block"}
@@ -28,23 +34,11 @@ def _rule(value: Any) -> Any:
     return {value: {}} if isinstance(value, str) else value
 
 
-Route = Annotated[list[str], Field(min_length=1), BeforeValidator(listed, json_schema_input_type=str | list[str])]
 Sides = Annotated[
     list[Side],
     Field(min_length=1),
     BeforeValidator(_sides, json_schema_input_type=Literal["input", "output", "both"] | list[Side]),
 ]
-
-
-class PriceSettings(Strict):
-    """What a model costs, in US dollars per million tokens. Without a price the cost is unknown, not zero."""
-
-    input: float = Field(ge=0)
-    """A million tokens of the prompt."""
-    output: float = Field(ge=0)
-    """A million tokens of the answer."""
-    cached: float | None = Field(default=None, ge=0)
-    """A million prompt tokens that the vendor had cached; as `input` when absent."""
 
 
 class TimeoutSettings(Strict):
@@ -79,6 +73,10 @@ class ModelSettings(Strict):
     """How long it may take."""
     options: dict[str, Any] = {}
     """The provider's own options."""
+    region: str = ""
+    """Where it computes (`eu`, `us-east-1`, …): for apps, releases and keys that demand a region."""
+    lacks: list[Feature] = []
+    """What it cannot do, of `tools`, `images`, `json_schema`: requests that need it go to other models of the route."""
     kind: Literal["chat", "embedding"] = "chat"
     """Whether it answers chats or serves `/v1/embeddings` under its name."""
 
@@ -171,13 +169,20 @@ class AnswerSettings(Strict):
     """Whether the oldest turns are dropped where a prompt exceeds the context window."""
     params: ParameterSettings = ParameterSettings()
     """Request parameters set where the caller did not."""
+    cache: Caching = None
+    """Whether answers are given again to those who ask the same: `true`, or a mapping. Off when absent."""
+    routing: RoutingSettings = RoutingSettings()
+    """How the models of the route share the load and stand in for each other."""
+    single_flight: bool | None = None
+    """Whether identical requests under way at the same time share one call to the model; when absent, as `cache`."""
 
 
 class ReleaseSettings(AnswerSettings):
     """One immutable way to answer for an app."""
 
     model: Route
-    """A name under `models`, or several in order: the first answers, the others are fallbacks."""
+    """A name under `models`, or several in order: the first answers, the others are fallbacks. An inner list is a pool whose
+    models share the load as `routing` says: `[[a, b], c]`."""
 
 
 class AppSettings(AnswerSettings):
@@ -193,6 +198,8 @@ class AppSettings(AnswerSettings):
     """The releases by name."""
     weights: dict[str, float] | None = None
     """Start shares of traffic by release; absent ones get 0. All to the first release when not given."""
+    regions: Regions = []
+    """Where its requests may be computed, in whatever release; see `routing.regions`."""
     record_bodies: bool = True
     """Whether traces keep prompts and answers (encrypted) or only their facts."""
 
@@ -217,6 +224,9 @@ class ServeSettings(Strict):
     """`Host` names accepted besides the loopback names."""
     body_limit: Size = Field(default=16 * 1024 * 1024, ge=1024)
     """Largest request body: bytes, or text such as `16MB` (1 MB = 1,048,576 bytes)."""
+    passthrough: str | None = None
+    """A name under `models`: who is asked what names no model and is none of ours (`GET /v1/fine_tuning/jobs`), verbatim.
+    Whoever has a key may then use that account's resources: limit keys by their `endpoints`."""
     public_url: HttpUrl | None = None
     """Where clients reach Noria, when that is not its own address (a proxy)."""
     keys_required: Literal["auto", "always"] = "auto"
@@ -247,6 +257,8 @@ class RetentionSettings(Strict):
 
     traces_days: int = Field(default=30, ge=1)
     """Days that traces and their bodies are kept."""
+    responses_days: int = Field(default=30, ge=0)
+    """Days that Responses are kept for `previous_response_id` and `GET /v1/responses/{id}`; 0 = none is stored."""
 
 
 class Settings(Strict):
@@ -262,12 +274,26 @@ class Settings(Strict):
     """Guard policies by name: checks in order, each by its id or as `{id: rule}`."""
     apps: dict[Name, AppSettings] = {}
     """Apps by name: the `model` of a client's request."""
+    budgets: dict[Name, BudgetSettings] = {}
+    """Budgets by name; more can be made while the service runs (`noria budgets create`)."""
+    limits: dict[Name, LimitSettings] = {}
+    """Limits of requests, tokens and concurrency by name."""
+    alerts: AlertSettings = AlertSettings()
+    """Who is told of spent budgets."""
+    price_file: str | None = Field(default=None, min_length=1)
+    """A JSON file of prices by `vendor/model`; it comes before the price table that Noria brings along."""
     serve: ServeSettings = ServeSettings()
     """The port."""
     stores: StoreSettings = StoreSettings()
     """Where state lives."""
+    files: FileSettings = FileSettings()
+    """Files that callers store."""
+    batches: BatchSettings = BatchSettings()
+    """How batches are worked off."""
     retention: RetentionSettings = RetentionSettings()
     """How long it is kept."""
+    operate: OperateSettings = OperateSettings()
+    """How the service stops, is replaced, and mends itself."""
 
 
 def default_action(check: str) -> Action:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from noria.app.definition import Definition
-from noria.app.keeper import EVENT, MAX_KEPT, Keeper, Stores
+from noria.app.keeper import MAX_KEPT, Keeper, Stores
+from noria.app.registry import EVENT
 from noria.contracts.error import Conflict, NotFound, Unauthorized
 from noria.contracts.message import Message
 from noria.contracts.port import Write
@@ -97,7 +98,7 @@ async def test_a_worker_that_has_the_snapshot_waits_for_the_next(keeper: Keeper)
     assert await keeper.snapshot(now.hash, 0.01) is None
     waiting = asyncio.create_task(keeper.snapshot(now.hash, 5))
     await asyncio.sleep(0)
-    await keeper.create_key(name="ci")
+    await keeper.keyring.create(name="ci")
     fresh = await waiting
     assert fresh.hash != now.hash
     assert len(fresh.keys) == 1
@@ -134,31 +135,31 @@ async def test_an_end_keeps_nobody_waiting(keeper: Keeper) -> None:
 
 
 async def test_a_key_is_in_force_at_once_and_gone_at_once(keeper: Keeper) -> None:
-    text, key = await keeper.create_key(name="ci", apps=("support", "nano"), budget_nanousd=5)
+    text, key = await keeper.keyring.create(name="ci", apps=("support", "nano"), budget_nanousd=5)
     assert key.hash in (await keeper.snapshot("", 1)).keys
     assert text not in repr(await keeper.keys())
-    await keeper.delete_key(key.id)
+    await keeper.keyring.revoke(key.id)
     assert (await keeper.snapshot("", 1)).keys == {}
     assert (await events(keeper))[1:] == ["key.created", "key.deleted"]
 
 
 async def test_a_key_tells_what_its_budget_has_leased(keeper: Keeper) -> None:
-    _, key = await keeper.create_key(budget_nanousd=100)
-    _, free = await keeper.create_key(rpm=5)
+    _, key = await keeper.keyring.create(budget_nanousd=100)
+    _, free = await keeper.keyring.create(rpm=5)
     await keeper.counters.take("local", f"budget:{key.id}", want=30, least=1, ceiling=100, expires_ns=0, now_ns=1)
     assert [(k.id, spent) for k, spent in await keeper.keys()] == [(key.id, 30), (free.id, None)]
 
 
 async def test_a_key_for_an_app_that_does_not_exist_is_refused(keeper: Keeper) -> None:
     with pytest.raises(NotFound) as e:
-        await keeper.create_key(apps=("suport",))
+        await keeper.keyring.create(apps=("suport",))
     assert "'support'" in e.value.text
     assert await keeper.keys() == []
 
 
 async def test_a_key_that_does_not_exist_cannot_be_deleted(keeper: Keeper) -> None:
     with pytest.raises(NotFound):
-        await keeper.delete_key("key_nope")
+        await keeper.keyring.revoke("key_nope")
 
 
 # -- secrets ------------------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ async def test_the_status_names_apps_and_models_as_they_stand(keeper: Keeper, tm
         "nano": ("local", "absent", "not started"),
     }
     assert status["keys_required"] is False
-    await keeper.create_key()
+    await keeper.keyring.create()
     assert keeper.status()["keys_required"] is True
 
 

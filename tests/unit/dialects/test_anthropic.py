@@ -171,7 +171,6 @@ def test_no_reasoning_means_no_thinking():
         ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0]"),
         ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
         ({"functions": []}, "functions"),
-        ({"brand_new": 1}, "brand_new"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
@@ -249,7 +248,7 @@ def test_a_message_becomes_a_chat_completion():
             "completion_tokens_details": {"reasoning_tokens": 3},
         },
     }
-    assert read_answer("chat", body).usage == Usage(17, 7, 5, 3)
+    assert read_answer("chat", body).usage == Usage(17, 7, 5, 3, cache_write=2)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +354,7 @@ def test_an_error_event_ends_the_stream(upto, started):
     stream.feed(b"".join(STREAM[:upto]))
     after = stream.feed(event("error", error={"type": "overloaded_error", "message": "busy"}) + STREAM[7])
     assert after == b""
-    assert (stream.failure.code, stream.failure.started, stream.complete) == ("upstream_error", started, False)
+    assert (stream.failure.code, stream.failure.started, stream.complete) == ("upstream_overloaded", started, False)
     assert "busy" in stream.failure.message
 
 

@@ -115,9 +115,9 @@ def passed(*chunks, status=200, headers=SSE, body=b""):
     got = bytearray()
     gate = Gate(OpenAITap("X"), got.extend, who="X")
     sink = gate.head(status, headers)
-    for chunk in chunks:
-        sink(chunk)
     try:
+        for chunk in chunks:
+            sink(chunk)
         gate.close(status, headers, body, now=0)
     except UpstreamError as e:
         return bytes(got), e

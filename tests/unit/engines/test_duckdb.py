@@ -15,6 +15,7 @@ from noria.contracts.exchange import Usage
 from noria.contracts.port import Body
 from noria.contracts.trace import ExchangeRow, SpoolPosition, TraceQuery
 from noria.engines.duckdb import DuckdbTraces
+from noria.engines.duckdb.arrow import Table
 from noria.engines.duckdb.file import path_of
 
 DAY = 86_400_000_000_000
@@ -80,7 +81,8 @@ async def test_sql_reaches_no_file_outside_of_the_sealed_folder(open_store, tmp_
 async def test_a_failed_append_leaves_rows_bodies_and_position_as_they_were(open_store, monkeypatch):
     store = open_store()
     await store.append("local", *batch(0, 2), SpoolPosition("w0", 1, 1))
-    monkeypatch.setattr("noria.engines.duckdb.batch.INSERT_BODIES", "INSERT INTO nowhere SELECT $1")
+    monkeypatch.setattr("noria.engines.duckdb.batch.BODIES", Table("nowhere", {"data": "BLOB"}))
+    monkeypatch.setattr("noria.engines.duckdb.batch._slices", lambda rows: [[(r[5],) for r in rows]])
     with pytest.raises(StoreError, match="nowhere"):
         await store.append("local", *batch(2, 2), SpoolPosition("w0", 1, 2))
     assert await numbers(store) == [0, 1]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from noria.contracts.error import NotFound, Unauthorized
+from noria.contracts.error import NotFound, RequestError, Unauthorized, Unavailable
 from noria.contracts.exchange import Exchange
 from noria.contracts.release import App, Key, Release, Snapshot
 from noria.gateway.admit import CONSOLE, Admit, choose
@@ -156,3 +156,72 @@ def test_stickiness_follows_the_conversation_then_the_subject_then_the_exchange(
     assert len(names(conversation="c")) == 1
     assert len(names(subject="s")) == 1
     assert len(names()) == 2
+
+
+# -- scopes of a key ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["nk-goo", "nk-good ", "nk-goodx", "NK-GOOD", "nk-", "k-good"])
+def test_only_the_whole_text_of_a_key_opens(text: str) -> None:
+    with pytest.raises(Unauthorized):
+        admit(key())(ask(authorization=text))
+
+
+def test_two_keys_that_begin_alike_are_two_keys() -> None:
+    start = "nk-" + "a" * 40
+    one, two = key(start + "1"), Key("key_2", digest((start + "2").encode()))
+    door = admit(one, two)
+    assert [door(ask(authorization=start + n)).key.id for n in "12"] == ["key_1", "key_2"]
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "path", "allowed"),
+    [
+        ((), "/v1/anything", True),
+        (("/v1/chat/completions",), "/v1/chat/completions", True),
+        (("/v1/chat/completions",), "/v1/chat/completions/", False),
+        (("/v1/files*",), "/v1/files/f1/content", True),
+        (("/v1/files/*",), "/v1/files", False),
+        (("/v1/embeddings", "/v1/models*"), "/v1/models/a/b", True),
+        (("/v1/embeddings",), "/v1/models", False),
+        (("/v1/chat*",), "", False),
+        (("/v1*",), "/v1/models", True),
+    ],
+)
+def test_a_key_calls_its_endpoints_only(endpoints: tuple[str, ...], path: str, allowed: bool) -> None:
+    door = admit(key(endpoints=endpoints))
+    if allowed:
+        assert door(ask(authorization="nk-good", path=path)).key is not None
+        return
+    with pytest.raises(Unauthorized) as e:
+        door(ask(authorization="nk-good", path=path))
+    assert (e.value.status, e.value.code) == (403, "endpoint_not_allowed")
+
+
+def test_a_disabled_key_is_refused_by_name() -> None:
+    with pytest.raises(Unauthorized) as e:
+        admit(key(withheld="disabled"))(ask(authorization="nk-good"))
+    assert (e.value.status, e.value.code) == (401, "key_disabled")
+
+
+def test_a_guard_that_is_gone_is_our_outage_not_the_callers() -> None:
+    with pytest.raises(Unavailable) as e:
+        admit(key(withheld="guard_missing", guard_name="strict"))(ask(authorization="nk-good"))
+    assert (e.value.status, e.value.code) == (503, "guard_missing")
+    assert "'strict'" in e.value.text
+
+
+def test_a_keys_own_tags_stand_above_those_of_the_request() -> None:
+    x = admit(key(tags={"env": "prod"}))(ask(authorization="nk-good", tags={"env": "test", "feature": "f"}))
+    assert x.tags == {"env": "prod", "feature": "f"}
+    assert len(x.warnings) == 1
+    same = admit(key(tags={"env": "prod"}))(ask(authorization="nk-good", tags={"env": "prod"}))
+    assert same.warnings == ()
+
+
+def test_tags_are_bounded_with_the_keys_own() -> None:
+    door = admit(key(tags={f"k{i}": "x" for i in range(10)}))
+    assert len(door(ask(authorization="nk-good", tags={f"r{i}": "x" for i in range(6)})).tags) == 16
+    with pytest.raises(RequestError) as e:
+        door(ask(authorization="nk-good", tags={f"r{i}": "x" for i in range(7)}))
+    assert (e.value.code, e.value.param) == ("invalid_tags", "x-noria-tags")

@@ -47,7 +47,7 @@ def test_a_trace_id_begins_with_its_milliseconds() -> None:
 
 def test_a_span_id_is_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(span_id()) == 16
-    monkeypatch.setattr("noria.kit.ids._random", lambda n: bytes(n))
+    monkeypatch.setattr("noria.kit.ids.random_bytes", lambda n: bytes(n))
     assert int(span_id(), 16) != 0
 
 

@@ -88,7 +88,7 @@ async def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(supervisor
 async def test_a_child_is_running_only_once_it_is_ready(supervisor):
     gate = asyncio.Event()
 
-    async def ready():
+    async def ready(_pid):
         return gate.is_set()
 
     supervisor.start(python("slow", SLEEP, ready=ready))
@@ -103,7 +103,7 @@ async def test_a_replacement_takes_over_before_the_old_one_ends(supervisor):
     old = supervisor.pid("api")
     seen = []
 
-    async def ready():
+    async def ready(_pid):
         seen.append(alive(old))
         return True
 
@@ -118,7 +118,7 @@ async def test_a_replacement_that_never_gets_ready_leaves_the_old_one(supervisor
     assert await supervisor.running("api", 10)
     old = supervisor.pid("api")
 
-    async def never():
+    async def never(_pid):
         return False
 
     assert not await supervisor.replace(python("api", SLEEP, ready=never), 0.2)

@@ -8,10 +8,11 @@ import pytest
 
 from noria.contracts.error import Blocked, LimitExceeded, NotFound, StoreError, Unavailable, UpstreamError
 from noria.contracts.exchange import Exchange, Usage
+from noria.contracts.price import cost_of as price_of
 from noria.contracts.release import Endpoint, Key, Price, Release
 from noria.contracts.trace import StageTime
 from noria.kit.step import Stopwatch
-from noria.observe.account import Account, error_code, outcome, price_of
+from noria.observe.account import Account, error_code, outcome
 
 X = Exchange("x", "t", "s", "local", "chat", "support", False, {}, 5)
 PRICED = Endpoint("gpt", "openai_compatible", "gpt-5", vendor="openai", price=Price(input=0.25, output=2.0, cached=0.025))
@@ -118,3 +119,17 @@ def test_a_refused_name_is_kept_but_not_a_novel() -> None:
     long = Exchange("x", "t", "s", "local", "chat", "n" * 5000, False, {}, 5)
     row = account(None, error=NotFound("e" * 5000)).row(long, worker="w", config="c")
     assert (len(row.app), len(row.error_message), row.release) == (200, 500, "")
+
+
+def test_both_attempts_of_a_race_are_paid_the_loser_by_estimate() -> None:
+    dear = Endpoint("dear", "p", "m", price=Price(input=10.0, output=100.0))
+    whole = account(usage=Usage(4, 1))
+    whole.hedged.append(dear)
+    assert whole.cost() == (3000 + 4 * 10_000 + 100_000, "estimated"), "it may have had the whole answer ready"
+    streamed = account(usage=Usage(4, 1))
+    streamed.first_ns = 5
+    streamed.hedged.append(dear)
+    assert streamed.cost() == (3000 + 4 * 10_000, "estimated"), "it had not begun: the prompt alone"
+    unknown = account(usage=Usage(4, 1))
+    unknown.hedged.append(Endpoint("free?", "p", "m"))
+    assert unknown.cost() == (None, "unknown")

@@ -139,7 +139,7 @@ BAD = [
         "models.a.kind",
         ["'embeding'", "Did you mean 'embedding'?"],
     ),
-    ("models:\n  a: {provider: openai, model: x, price: {input: 1}}", 2, 35, "models.a.price.output", ["missing"]),
+    ("models:\n  a: {provider: openai, model: x, price: {input: 1}}", 2, 35, "models.a.price", ["`input` and `output`"]),
     (
         "models:\n  a: {provider: openai, model: x, price: {input: -1, output: 1}}",
         2,

@@ -43,7 +43,7 @@ def built(settings, vendors):
 def test_a_vendor_becomes_the_compatible_provider_and_keeps_its_name(settings, vendors):
     gpt = endpoints(settings, vendors)["gpt"]
     assert (gpt.provider, gpt.vendor, gpt.model, gpt.key) == ("openai_compatible", "openai", "gpt-5-mini", "env:K")
-    assert gpt.price == Price(1, 2)
+    assert gpt.price == Price(1, 2, source="noria.yaml")
     assert (gpt.timeouts.idle, gpt.timeouts.first) == (0.5, 120)
     assert endpoints(settings, vendors)["small"].vendor == ""
 

@@ -87,6 +87,10 @@ export interface FullRow extends Omit<Row, "rulings"> {
   finish_reason: string;
   upstream_id: string;
   subject: string;
+  org?: string;
+  team?: string;
+  user?: string;
+  tags?: Record<string, string>;
 }
 
 export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
@@ -113,6 +117,55 @@ export interface Status {
   recorder: { lag_records: number; lag_seconds: number; dropped: number; alarm: string | null };
   keys_required: boolean;
   notices: { level: string; text: string; code: string }[];
+}
+
+export interface Key {
+  id: string;
+  name: string;
+  hint: string;
+  state: "active" | "disabled" | "expired";
+  apps: string[];
+  endpoints: string[];
+  guard: string;
+  org: string;
+  team: string;
+  user: string;
+  tags: Record<string, string>;
+  metadata: Record<string, string>;
+  budget_usd: number | null;
+  leased_usd: number | null;
+  rpm: number | null;
+  created_ns: string;
+  expires_ns: string | null;
+  overlap_until_ns: string | null;
+  last_used_ns: string | null;
+}
+
+/** A key with its text, which is shown once. */
+export interface FreshKey extends Key {
+  key: string;
+}
+
+/** Whether keys are asked for, and what a key may be limited to. */
+export interface Access {
+  keys_required: boolean;
+  closed_by_a_key: boolean;
+  apps: string[];
+  guards: string[];
+}
+
+export type Kind = "org" | "team" | "user";
+
+export interface Member {
+  name: string;
+  title: string;
+  metadata: Record<string, string>;
+  /** Absent on organisations. */
+  org?: string;
+  /** Users only. */
+  teams?: string[];
+  live_keys: number;
+  created_ns: string;
 }
 
 /** A refusal by the server, or by the network (`status` 0). */
@@ -152,7 +205,24 @@ async function request<T>(path: string, init: RequestInit = {}): Promise<T> {
   return (response.status === 204 ? undefined : await response.json()) as T;
 }
 
+const send = <T>(method: string, path: string, body?: unknown) =>
+  request<T>(path, { method, headers: { "content-type": "application/json" }, body: body === undefined ? undefined : JSON.stringify(body) });
+
+const of = (kind: Kind, name: string, cascade = false) => `/api/${kind}s/${encodeURIComponent(name)}${cascade ? "?cascade=true" : ""}`;
+
 export const api = {
+  keys: () => request<Key[]>("/api/keys"),
+  access: () => request<Access>("/api/access"),
+  openAccess: () => send<Access>("PUT", "/api/access", { keys_required: false }),
+  createKey: (body: object) => send<FreshKey>("POST", "/api/keys", body),
+  updateKey: (id: string, body: object) => send<Key>("PATCH", `/api/keys/${id}`, body),
+  rotateKey: (id: string, overlap: string) => send<FreshKey>("POST", `/api/keys/${id}/rotate`, { overlap }),
+  revokeKey: (id: string) => send<void>("DELETE", `/api/keys/${id}`),
+  members: (kind: Kind) => request<Member[]>(`/api/${kind}s`),
+  addMember: (kind: Kind, body: object) => send<Member>("POST", `/api/${kind}s`, body),
+  changeMember: (kind: Kind, name: string, body: object, cascade = false) => send<Member>("PATCH", of(kind, name, cascade), body),
+  removeMember: (kind: Kind, name: string, cascade = false) => send<{ revoked: string[] }>("DELETE", of(kind, name, cascade)),
+
   status: (signal?: AbortSignal) => request<Status>("/api/status", { signal }),
 
   traces(filter: string, before: string | null, signal?: AbortSignal): Promise<Page> {

@@ -10,11 +10,9 @@ Columns that can be asked for are typed (`COLUMNS`); every other field of `Excha
 object, so that a field added to the row needs no migration. A body is kept once for each tenant and day that names
 it: retention of one day then never takes the body of another.
 
-Batches go in as one JSON parameter (`from_json`, unnested): 18 to 27 us CPU a row of 31 columns, measured 2026-11-22
-with `time.process_time` over batches of 1,000 rows on 2 shared Xeon cores. Without pandas, DuckDB 1.5.5 tries
-`import pandas` twice for each Python value it converts (100 us each time): lists as parameters cost 3,300 us a row,
-`executemany` 4,600, a registered dict of numpy arrays 8,700; the batch as a CSV file 36. Bodies travel as base64 in
-the same way (10 to 15 us for 2 KB). An append has a fixed cost of about 20 ms CPU, so callers batch.
+Batches go in as Arrow arrays (`arrow`): without pandas, DuckDB 1.5.5 tries `import pandas` twice for each Python value
+it converts, so lists as parameters cost 3,300 us a row, `executemany` 4,600, a registered dict of numpy arrays 8,700;
+the batch as a CSV file 36, as one JSON parameter 28. An append has a fixed cost of about 7 ms CPU, so callers batch.
 
 There is no primary key: its index would cost 4 us a row and memory for every row ever held. An id is looked up among
 the rows of the same id range instead, which UUIDv7 keeps to the newest row group.
@@ -38,10 +36,11 @@ import duckdb
 
 from noria.contracts.error import RequestError, StoreError
 from noria.contracts.port import Body, Engine, TraceStore
-from noria.contracts.trace import ExchangeRow, SpoolPosition, TraceQuery
+from noria.contracts.trace import Clause, ExchangeRow, SpoolPosition, Total, TraceQuery
 from noria.engines.duckdb.batch import Files, append, body_hash
 from noria.engines.duckdb.file import Connection, closing_on_error, connect, cursor_of, one, path_of, quoted, transaction
 from noria.engines.duckdb.table import COLUMNS_SQL, SCHEMA, Values, condition_of, day_of, relation, row_of
+from noria.engines.duckdb.totals import totals
 from noria.kit.atomic import STAGING, staged
 from noria.kit.clause import Condition
 
@@ -99,6 +98,19 @@ class DuckdbTraces:
         """As `TraceStore.count`."""
         condition = condition_of(query, paged=False)
         return await self._read("count", lambda c: self._count(c, tenant, condition))
+
+    async def totals(
+        self, tenant: str, clauses: Sequence[Clause], by: Sequence[str] = (), *, quality: bool = True
+    ) -> Sequence[Total]:
+        """As `TraceStore.totals`."""
+        condition = condition_of(TraceQuery(tuple(clauses)), paged=False)
+
+        def work(c: Connection) -> Sequence[Total]:
+            span = (day_of(condition.first_ns), day_of(condition.last_ns))
+            source, params = relation(self._files(c, tenant)("exchanges", *span), tenant, span)
+            return totals(c, source, params, condition, by, quality=quality)
+
+        return await self._read("totals", work)
 
     async def get(self, tenant: str, id: str) -> tuple[ExchangeRow, str, str] | None:
         """As `TraceStore.get`."""

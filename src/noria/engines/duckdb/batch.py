@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
+import msgspec
 from blake3 import blake3
 
 from noria.contracts.port import Body
 from noria.contracts.trace import ExchangeRow, SpoolPosition
 from noria.engines.duckdb.file import Connection, transaction
-from noria.engines.duckdb.table import INSERT_BODIES, INSERT_ROWS, day_of, encode, hot_of
+from noria.engines.duckdb.table import BODIES, EXCHANGES, columns_of, day_of
 
 Files = Callable[[str, str, str], list[str]]
 """(`exchanges` or `bodies`, first day, last day) → paths of sealed files, newest first."""
 
 SLICE = 1024 * 1024
 """Bytes of bodies in one statement: what DuckDB holds several copies of for a moment."""
+
+BodyRow = tuple[str, str, str, int, str, bytes]
+"""Tenant, day, id, hash, subject, data: the columns of the bodies."""
+
+encode = msgspec.json.Encoder().encode
 
 NO_DAY = "1970-01-01"
 """The day of a body that came without any row."""
@@ -34,9 +38,9 @@ def append(c: Connection, files: Files, batch: Batch) -> int:
         known = _known(c, files, tenant, [row for row, _, _ in unique.values()])
         fresh = [r for name, r in unique.items() if name not in known][::-1]
         if fresh:
-            c.execute(INSERT_ROWS, [encode([hot_of(*r) for r in fresh]).decode()])
+            EXCHANGES.insert(c, columns_of(fresh))
         for new in _slices(_new_bodies(c, tenant, _days_of_bodies(rows, fresh, bodies))):
-            c.execute(INSERT_BODIES, [encode(new).decode()])
+            BODIES.insert(c, list(zip(*new, strict=True)))
         if position is not None:
             c.execute(
                 "INSERT OR REPLACE INTO spool_positions VALUES ($1, $2, $3)",
@@ -77,32 +81,26 @@ def _days_of_bodies(
             yield day, body
 
 
-def _new_bodies(c: Connection, tenant: str, bodies: Iterator[tuple[str, Body]]) -> list[dict[str, str | int]]:
+def _new_bodies(c: Connection, tenant: str, bodies: Iterator[tuple[str, Body]]) -> list[BodyRow]:
     """Bodies that their day does not have yet, as rows."""
-    rows: dict[tuple[str, str], dict[str, str | int]] = {
-        (day, b.id): {
-            "tenant": tenant, "day": day, "id": b.id, "h": body_hash(b.id), "subject": b.subject,
-            "data": base64.b64encode(b.data).decode(),
-        }
-        for day, b in bodies
-    }  # fmt: skip
+    rows = {(day, b.id): (tenant, day, b.id, body_hash(b.id), b.subject, b.data) for day, b in bodies}
     if rows:
         # Comparing 8-byte hashes first keeps this to one small column, however many bodies the day has.
         sql = """SELECT day, id FROM bodies WHERE tenant = $1 AND day >= $2
                  AND h IN (SELECT unnest(from_json($3, '["BIGINT"]')))"""
-        hashes = encode([r["h"] for r in rows.values()]).decode()
+        hashes = encode([r[3] for r in rows.values()]).decode()
         for there in c.execute(sql, [tenant, min(day for day, _ in rows), hashes]).fetchall():
             rows.pop(there, None)
     return list(rows.values())
 
 
-def _slices(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _slices(rows: Sequence[BodyRow]) -> Iterator[list[BodyRow]]:
     """Pieces whose data is not much over `SLICE` each."""
-    piece: list[dict[str, Any]] = []
+    piece: list[BodyRow] = []
     size = 0
     for row in rows:
         piece.append(row)
-        size += len(row["data"])
+        size += len(row[5])
         if size >= SLICE:
             yield piece
             piece, size = [], 0

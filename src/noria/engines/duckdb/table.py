@@ -13,6 +13,7 @@ import msgspec
 from noria.contracts.error import RequestError
 from noria.contracts.exchange import Usage
 from noria.contracts.trace import ExchangeRow, TraceQuery
+from noria.engines.duckdb.arrow import Table
 from noria.kit.clause import Column, Condition, compile_clauses
 
 Values = tuple[Any, ...]
@@ -55,18 +56,8 @@ _Detail: Any = msgspec.defstruct("_Detail", [_field(_FIELDS[n]) for n in _rest])
 _typed_of = attrgetter(*_TYPED)
 _usage_of = attrgetter(*(f"usage.{f}" for f in Usage.__struct_fields__))
 _detail_of = attrgetter(*_rest)
-encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
 _decode_detail = msgspec.json.Decoder(_Detail).decode
-
-
-def _insert(table: str, columns: dict[str, str]) -> str:
-    """Insert a JSON array of objects, given as the one parameter."""
-    shape = {n: "VARCHAR" if "BLOB" in t else ["VARCHAR"] if t == "VARCHAR[]" else t for n, t in columns.items()}
-    picked = ", ".join(f"from_base64(x.{n})" if "BLOB" in t else f"x.{n}" for n, t in columns.items())
-    return (
-        f"INSERT INTO {table} ({', '.join(columns)}) SELECT {picked} "  # noqa: S608  names are constants of this module
-        f"FROM (SELECT unnest(from_json($1, '[{encode(shape).decode()}]')) AS x)"
-    )
 
 
 def _create(table: str, columns: dict[str, str]) -> str:
@@ -80,8 +71,8 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS sealed (tenant VARCHAR, day VARCHAR, part BIGINT, dropped BOOLEAN)",
     "CREATE TABLE IF NOT EXISTS spool_positions (spool VARCHAR PRIMARY KEY, segment BIGINT, byte_offset BIGINT)",
 )
-INSERT_ROWS = _insert("exchanges", _TABLE)
-INSERT_BODIES = _insert("bodies", _BODY)
+EXCHANGES = Table("exchanges", _TABLE)
+BODIES = Table("bodies", _BODY)
 COLUMNS_SQL = ", ".join(_TABLE)
 
 
@@ -143,17 +134,20 @@ def _day(days: int) -> str:
     return datetime.fromtimestamp(days * 86_400, UTC).strftime("%Y-%m-%d")
 
 
-def hot_of(row: ExchangeRow, request: str, answer: str) -> dict[str, Any]:
-    """A row as the hot table has it."""
-    hot = dict(zip(_TYPED, _typed_of(row), strict=True))
-    hot.update(zip(_USAGE, _usage_of(row), strict=True))
-    hot["day"] = day_of(row.started_ns)
-    hot["checks"] = [r.verdict.check for r in row.rulings]
-    hot["labels"] = [f"{k}={v}" for k, v in row.tags.items()]
-    hot["actions"] = [r.action for r in row.rulings]
-    hot["request_body"], hot["answer_body"] = request, answer
-    hot["detail"] = encode(_Detail(*_detail_of(row))).decode()
-    return hot
+def columns_of(rows: Sequence[tuple[ExchangeRow, str, str]]) -> list[Sequence[Any]]:
+    """Rows with their body ids as the hot table's columns, in its order."""
+    exchanges = [row for row, _, _ in rows]
+    return [
+        *zip(*map(_typed_of, exchanges), strict=True),
+        *zip(*map(_usage_of, exchanges), strict=True),
+        [day_of(row.started_ns) for row in exchanges],
+        [[f"{k}={v}" for k, v in row.tags.items()] for row in exchanges],
+        [[r.verdict.check for r in row.rulings] for row in exchanges],
+        [[r.action for r in row.rulings] for row in exchanges],
+        [request for _, request, _ in rows],
+        [answer for _, _, answer in rows],
+        [_encode(_Detail(*_detail_of(row))).decode() for row in exchanges],
+    ]
 
 
 def row_of(values: Values) -> tuple[ExchangeRow, str, str]:

@@ -1,0 +1,140 @@
+"""`/v1/files` and `/v1/batches` in the keeper. Workers relay them here once they know whose request it is.
+
+Who asks stands in `x-noria-owner`, which workers write and never pass on from outside; without it nothing is served.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs, quote
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect
+
+from noria.api.owner import OWNER
+from noria.app.depot import Depot
+from noria.app.keeper import Keeper
+from noria.contracts.batch import Batch, Owner, StoredFile
+from noria.contracts.error import NotFound, RequestError
+from noria.dialects.openai_batch import PURPOSES, batch_object, file_object, page, read_batch, read_expiry
+
+MOST_SHOWN = 10_000
+_FIELDS = 16
+_FIELD_BYTES = 64 * 1024
+
+
+def read_owner(request: Request) -> Owner:
+    """Who asks. Raises `NotFound` for what no worker has relayed."""
+    if OWNER not in request.headers:
+        raise NotFound("There is nothing here.", code="not_found")
+    told = parse_qs(request.headers[OWNER], keep_blank_values=True)
+    return Owner(told["tenant"][0], told["scope"][0], told["key"][0])
+
+
+def routes(app: FastAPI, keeper: Keeper) -> None:
+    """Mount the routes, where the keeper has somewhere to put files."""
+    if keeper.depot is not None:
+        app.include_router(_files(keeper.depot), include_in_schema=False)
+        app.include_router(_batches(keeper.depot), include_in_schema=False)
+
+
+def _files(depot: Depot) -> APIRouter:
+    files = APIRouter(prefix="/v1/files")
+
+    @files.post("")
+    async def add(request: Request) -> Response:
+        owner = read_owner(request)
+        try:
+            async with request.form(max_files=1, max_fields=_FIELDS, max_part_size=_FIELD_BYTES) as form:
+                upload, purpose = form.get("file"), form.get("purpose")
+                if not isinstance(upload, UploadFile):
+                    raise RequestError("The form has no file.", code="missing_required_parameter", param="file")
+                if purpose not in PURPOSES:
+                    raise RequestError(
+                        f"purpose must be one of: {', '.join(sorted(PURPOSES))}.", code="invalid_value", param="purpose"
+                    )
+                keep = _expiry(form.get("expires_after[anchor]"), form.get("expires_after[seconds]"))
+                data = await upload.read()
+                name = upload.filename or "file"
+        except (MultiPartException, ClientDisconnect) as e:
+            raise RequestError(f"The request is no multipart/form-data: {e}", code="invalid_multipart") from None
+        file = await depot.files.add(owner, data, filename=name, purpose=str(purpose), keep_seconds=keep)
+        return _json(file_object(file))
+
+    @files.get("")
+    async def several(request: Request, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
+        purpose = request.query_params.get("purpose")
+        found = [f for f in await depot.files.list(owner) if purpose in (None, f.purpose)]
+        return _json(_page(request, found, file_object, usual=MOST_SHOWN))
+
+    @files.get("/{id}")
+    async def one(id: str, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
+        return _json(file_object(await depot.files.get(owner, id)))
+
+    @files.get("/{id}/content")
+    async def content(id: str, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
+        file = await depot.files.get(owner, id)
+        named = f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}"
+        headers = {"content-disposition": named, "x-content-type-options": "nosniff"}
+        return Response(await depot.files.content(owner, id), headers=headers, media_type="application/octet-stream")
+
+    @files.delete("/{id}")
+    async def delete(id: str, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
+        await depot.files.delete(owner, id)
+        return _json({"id": id, "object": "file", "deleted": True})
+
+    return files
+
+
+def _batches(depot: Depot) -> APIRouter:
+    batches = APIRouter(prefix="/v1/batches")
+
+    @batches.post("")
+    async def create(request: Request, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
+        return _json(batch_object(await depot.batches.create(owner, read_batch(await request.body()))))
+
+    @batches.get("")
+    async def several(request: Request, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
+        return _json(_page(request, await depot.batches.list(owner), batch_object, usual=20))
+
+    @batches.get("/{id}")
+    async def one(id: str, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
+        return _json(batch_object(await depot.batches.get(owner, id)))
+
+    @batches.post("/{id}/cancel")
+    async def cancel(id: str, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
+        return _json(batch_object(await depot.batches.cancel(owner, id)))
+
+    return batches
+
+
+def _page(request: Request, items: list[Any], show: Any, *, usual: int) -> dict[str, Any]:
+    """One page of `items` (oldest first), newest first unless `order=asc`. Raises `RequestError`."""
+    asked = request.query_params
+    order, limit, after = asked.get("order", "desc"), asked.get("limit", str(usual)), asked.get("after", "")
+    if order not in ("asc", "desc"):
+        raise RequestError("order must be asc or desc.", code="invalid_value", param="order")
+    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= MOST_SHOWN:
+        raise RequestError(f"limit must be from 1 to {MOST_SHOWN}.", code="invalid_value", param="limit")
+    ordered: list[StoredFile | Batch] = items if order == "asc" else items[::-1]
+    if after:
+        at = next((i for i, item in enumerate(ordered) if item.id == after), None)
+        if at is None:
+            raise RequestError("after names nothing in this list.", code="invalid_value", param="after")
+        ordered = ordered[at + 1 :]
+    shown = ordered[: int(limit)]
+    return page([show(item) for item in shown], more=len(ordered) > len(shown))
+
+
+def _expiry(anchor: Any, seconds: Any) -> int:
+    if anchor is None and seconds is None:
+        return 0
+    number = str(seconds or "")
+    return read_expiry(str(anchor), int(number) if number.isascii() and number.isdigit() else 0)
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -1,0 +1,108 @@
+"""Answers and requests in the caller's own dialect: what is needed of each, by its name.
+
+The native lane (`gateway.router`) takes a request to an endpoint of its own dialect as it came, and the answer back with
+its bytes. What is still read on the way is read here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from noria.contracts.exchange import Answer, Dialect, Kind, Usage
+from noria.dialects import anthropic_native, gemini_native
+from noria.dialects.openai_answer import read_answer
+from noria.dialects.openai_stream import StreamReader, assemble
+
+Raws = dict[str, msgspec.Raw]
+
+HEADERS: dict[str, tuple[str, ...]] = {"anthropic": ("anthropic-beta",)}
+"""The headers of a caller that steer its protocol; they go along on the native lane, as far as the provider lets them."""
+_OURS = ("conversation", "variables")
+
+
+class Reader(Protocol):
+    """Collects the facts of a stream, frame by frame."""
+
+    id: str
+    model: str
+    finish_reason: str
+    done: bool
+
+    @property
+    def content_frames(self) -> int:
+        """Frames with content so far."""
+        ...
+
+    @property
+    def usage(self) -> Usage | None:
+        """Token counts, as far as they were told."""
+        ...
+
+    def skim(self, block: bytes, start: int) -> int:
+        """Pass over frames of mere content: where the next one begins that must be read."""
+        ...
+
+    def read(self, frame: bytes) -> int:
+        """Take note of one frame; what it is (`dialects.openai_stream.CONTENT`, `USAGE_ONLY`, `OTHER`)."""
+        ...
+
+
+def reader_of(dialect: Dialect) -> Reader:
+    """A fresh reader for a stream."""
+    if dialect == "anthropic":
+        return anthropic_native.NativeReader()
+    return gemini_native.NativeReader() if dialect == "gemini" else StreamReader()
+
+
+def facts_of(dialect: Dialect, kind: Kind, body: bytes) -> Answer:
+    """The facts of a whole answer. Raises ValueError on what is none."""
+    if dialect == "anthropic":
+        return anthropic_native.read_native(body)
+    return gemini_native.read_native(body) if dialect == "gemini" else read_answer(kind, body)
+
+
+def request_of(dialect: Dialect, native: Raws, params: Raws) -> Raws | None:
+    """The caller's own request with a release's parameters filled in; None where that takes a translation."""
+    if not native.keys().isdisjoint(_OURS):
+        native = {name: value for name, value in native.items() if name not in _OURS}
+    if not params:
+        return native
+    own = anthropic_native.native_params(params) if dialect == "anthropic" else None
+    return None if own is None else {**own, **native}
+
+
+def recorded(dialect: Dialect, native: Raws, subject: str) -> bytes:
+    """A native request as it may be stored: the name of the caller's user is replaced by its keyed hash."""
+    if dialect == "anthropic" and "metadata" in native:
+        metadata = msgspec.json.decode(native["metadata"])
+        if isinstance(metadata, dict) and metadata.get("user_id"):
+            native = native | {"metadata": msgspec.Raw(msgspec.json.encode(metadata | {"user_id": subject}))}
+    return msgspec.json.encode(native)
+
+
+def assemble_any(stream: bytes, dialect: Dialect = "openai") -> dict[str, Any]:
+    """The whole answer that a recorded stream amounts to."""
+    if dialect == "anthropic":
+        return anthropic_native.assemble_native(stream)
+    return gemini_native.assemble_native(stream) if dialect == "gemini" else assemble(stream)
+
+
+def text_of_answer(answer: dict[str, Any], dialect: Dialect) -> str:
+    """What a whole native answer says."""
+    return anthropic_native.text_of_native(answer) if dialect == "anthropic" else gemini_native.text_of_native(answer)
+
+
+def text_asked(request: dict[str, Any], dialect: Dialect) -> str:
+    """The last user turn of a native request."""
+    turns, key = ("contents", "parts") if dialect == "gemini" else ("messages", "content")
+    for turn in reversed(request.get(turns) or []):
+        if isinstance(turn, dict) and turn.get("role", "user") == "user":
+            content = turn.get(key)
+            if isinstance(content, str):
+                return content
+            texts = [str(p["text"]) for p in content or () if isinstance(p, dict) and p.get("text")]
+            if texts:
+                return " ".join(texts)
+    return ""

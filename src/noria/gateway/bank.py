@@ -1,0 +1,272 @@
+"""The keeper's side of leases: who holds what, and the counters put right from the ledger.
+
+The counter of an account is an upper bound of the truth at every moment: it rises before a worker learns of its grant and
+falls after the worker has given back. What makes it too high (a worker killed with a slice, an answer lost, a keeper killed
+between two steps) is found by `rebuild`: spent according to the ledger, plus what living workers hold. The ledger is read
+after each worker's report has been followed by everything that its spool held then, so nothing is missed between the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+
+from noria.contracts.error import StoreError
+from noria.contracts.port import Clock, Counter
+from noria.gateway.lease import Grant, Holding, Want
+
+HUGE = 2**62
+BUDGET, PERMITS = "budget:", "permits:"
+"""Accounts with a ledger; accounts of things that are held and given back, never spent. Others end with their minute."""
+PATIENCE = 40
+"""Looks, of 20 ms each, for workers that have not told yet what they hold to a keeper that has just begun."""
+REST_NS = 10_000_000_000
+"""Least time between two rebuilds of one account that a refusal asks for."""
+
+
+class Ledger(Protocol):
+    """What was spent according to the recorded exchanges, and who lives."""
+
+    def holders(self) -> set[str]:
+        """Every worker that lives now (`Want.holder`)."""
+        ...
+
+    async def level(self) -> None:
+        """Returns when everything that the spools held at the call is recorded. Raises `StoreError` where that takes long."""
+        ...
+
+    async def spent(self, tenant: str, account: str) -> int | None:
+        """What the exchanges of an account cost; None for an account that has no ledger (a rate, an unknown budget)."""
+        ...
+
+
+class Held(msgspec.Struct):
+    """What one holder has of one account, as the keeper knows it."""
+
+    op: int = 0
+    taken: int = 0
+    paid: int = 0
+
+
+class Bank:
+    """Grants slices. One a keeper; `rebuilds` is False where other keepers share the counters."""
+
+    def __init__(self, counters: Counter, ledger: Ledger, clock: Clock, *, rebuilds: bool = True) -> None:
+        self._counters = counters
+        self._ledger = ledger
+        self._clock = clock
+        self._rebuilds = rebuilds
+        self._began = clock.now_ns()
+        self._held: dict[str, dict[tuple[str, str], Held]] = {}
+        self._complete: set[str] = set()
+        """Holders that have told all they hold since this keeper began."""
+        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._stale: dict[tuple[str, str], None] = {}
+        """Accounts whose counter may be too high, in order of discovery."""
+        self._sound: dict[tuple[str, str], int] = {}
+        """When each account was last put right."""
+        self._expires: dict[tuple[str, str], int] = {}
+        """Accounts that this keeper has met."""
+        self.rebuilt = 0
+        self.released = 0
+        """Amounts that nobody held any more, given back by rebuilds."""
+
+    # -- what workers ask ---------------------------------------------------------------------------
+
+    async def take(self, want: Want) -> Grant:
+        """As `Leases.take`. An operation that its holder has given up is refused: the answer would reach nobody."""
+        key = (want.tenant, want.account)
+        async with self._lock(key):
+            held = self._of(want.holder, key)
+            if want.op <= held.op:
+                return Grant(0)
+            await self._told(key, held, Holding(want.account, want.op, want.taken, want.paid))
+            if key not in self._expires:
+                await self._meet(key, want.expires_ns)
+            amount = await self._grant(key, want)
+            held.taken += amount
+            total = await self._counters.read(*key, now_ns=self._clock.now_ns())
+        if not amount and key in self._sound and self._clock.now_ns() - self._sound[key] > REST_NS:
+            self._stale[key] = None
+        return Grant(amount, max(0, want.ceiling - total), max(0, total - self.reserved(key)))
+
+    async def _meet(self, key: tuple[str, str], expires_ns: int) -> None:
+        """The first that this keeper hears of an account. One that no keeper knew begins with what was spent before it was
+        there, and with what workers hold, of whom all must have spoken.
+        """
+        if key[1].startswith((BUDGET, PERMITS)):
+            now = self._clock.now_ns()
+            known = (key[0], f"known:{key[1]}")
+            if not await self._counters.read(*known, now_ns=now):
+                for _ in range(PATIENCE):
+                    if not (self._rebuilds and self._silent()):
+                        break
+                    await asyncio.sleep(0.02)
+                else:
+                    raise StoreError("The keeper has just begun and does not know yet what is held.", code="keeper_begins")
+                await self._set(key, at_least=(await self._ledger.spent(*key) or 0) + self.reserved(key), expires_ns=expires_ns)
+                await self._counters.take(*known, want=1, least=1, ceiling=1, expires_ns=expires_ns, now_ns=now)
+            self._sound[key] = 0
+            self._stale[key] = None
+        self._expires[key] = expires_ns
+
+    async def _grant(self, key: tuple[str, str], want: Want) -> int:
+        """The nearer the ceiling, the smaller: half of what is left, shared among the holders."""
+        now = self._clock.now_ns()
+        room = want.ceiling - await self._counters.read(*key, now_ns=now)
+        fair = room // (2 * max(1, len(self._held)))
+        size = max(want.least, min(want.want, fair))
+        return await self._counters.take(
+            *key, want=size, least=want.least, ceiling=want.ceiling, expires_ns=want.expires_ns, now_ns=now
+        )
+
+    async def hold(self, tenant: str, holder: str, holdings: list[Holding], *, full: bool) -> bool:
+        """As `Leases.hold`."""
+        for h in holdings:
+            key = (tenant, h.account)
+            async with self._lock(key):
+                await self._told(key, self._of(holder, key), h)
+        if full:
+            self._complete.add(holder)
+        return holder not in self._complete
+
+    async def _told(self, key: tuple[str, str], held: Held, said: Holding) -> None:
+        """Take a holder at its word, unless an operation of ours came after it."""
+        if said.op < held.op:
+            return
+        over = held.taken - said.taken
+        held.op, held.taken, held.paid = said.op, said.taken, said.paid
+        if over > 0:
+            await self._counters.give(*key, over, now_ns=self._clock.now_ns())
+
+    # -- what is known ------------------------------------------------------------------------------
+
+    def reserved(self, key: tuple[str, str]) -> int:
+        """What living workers hold of an account and have not paid with: free, or set aside for exchanges under way."""
+        return sum(max(0, h.taken - h.paid) for accounts in self._held.values() if (h := accounts.get(key)) is not None)
+
+    async def used(self, tenant: str, account: str) -> tuple[int, int]:
+        """(spent for good, held by workers) of an account."""
+        key = (tenant, account)
+        total = await self._counters.read(*key, now_ns=self._clock.now_ns())
+        held = min(total, self.reserved(key))
+        return total - held, held
+
+    # -- putting right ------------------------------------------------------------------------------
+
+    def _silent(self) -> bool:
+        """Whether somebody lives who may hold what this keeper does not know of: older than it, and not heard yet."""
+        return any(h not in self._complete and _epoch(h) < self._began for h in self._ledger.holders())
+
+    def known(self) -> set[str]:
+        """Holders that have said something and have not ended."""
+        return set(self._held) | self._complete
+
+    def ended(self, holder: str) -> None:
+        """A worker is dead, and what it had under way is in the ledger: what it held is nobody's."""
+        for key in self._held.pop(holder, {}):
+            self._stale[key] = None
+        self._complete.discard(holder)
+        for key in self._sound:  # where this keeper is younger than the worker was, it may have held any account
+            self._stale.setdefault(key, None)
+
+    async def mend(self, most: int = 50) -> int:
+        """Rebuild accounts that may be wrong, oldest suspicion first; how many. Raises `StoreError`."""
+        if not self._rebuilds or not self._stale:
+            return 0
+        keys = list(self._stale)[:most]
+        if self._silent():
+            return 0
+        paid = {key: {holder: h.paid for holder, a in self._held.items() if (h := a.get(key)) is not None} for key in keys}
+        await self._ledger.level()
+        for key in keys:
+            await self._rebuild(key, paid[key])
+            self._stale.pop(key, None)
+        return len(keys)
+
+    async def _rebuild(self, key: tuple[str, str], paid: dict[str, int]) -> None:
+        """`paid` is what each living holder had paid, by a report older than the ledger's last row: so that nothing that
+        was paid lies between the two, and what was paid since is counted twice rather than not at all.
+        """
+        spent = await self._ledger.spent(*key)
+        async with self._lock(key):
+            if spent is None and not key[1].startswith(PERMITS):
+                return
+            held = sum(
+                max(0, h.taken - paid.get(holder, 0))
+                for holder, accounts in self._held.items()
+                if (h := accounts.get(key)) is not None
+            )
+            await self._set(key, at_most=(spent or 0) + held, at_least=spent or 0, expires_ns=self._expires.get(key, 0))
+            self._sound[key] = self._clock.now_ns()
+            self.rebuilt += 1
+
+    def suspect(self, tenant: str) -> None:
+        """Look at every budget of a tenant again."""
+        self._stale |= {key: None for key in self._sound if key[0] == tenant}
+
+    def sweep(self) -> None:
+        """Forget accounts whose window is long over."""
+        now = self._clock.now_ns()
+        for key in [k for k, at in self._expires.items() if at and at <= now]:
+            for known in (self._expires, self._sound, self._stale, *self._held.values()):
+                known.pop(key, None)  # type: ignore[attr-defined]  # dicts of several kinds
+            if not self._locks[key].locked():
+                del self._locks[key]
+
+    async def _set(self, key: tuple[str, str], *, at_least: int = 0, at_most: int = HUGE, expires_ns: int = 0) -> None:
+        now = self._clock.now_ns()
+        there = await self._counters.read(*key, now_ns=now)
+        if there > at_most:
+            self.released += there - at_most
+            await self._counters.give(*key, there - at_most, now_ns=now)
+        elif there < at_least:
+            more = at_least - there
+            await self._counters.take(*key, want=more, least=more, ceiling=HUGE, expires_ns=expires_ns, now_ns=now)
+
+    def _of(self, holder: str, key: tuple[str, str]) -> Held:
+        return self._held.setdefault(holder, {}).setdefault(key, Held())
+
+    def _lock(self, key: tuple[str, str]) -> asyncio.Lock:
+        found = self._locks.get(key)
+        if found is None:
+            found = self._locks[key] = asyncio.Lock()
+        return found
+
+
+def _epoch(holder: str) -> int:
+    """When a holder began (ns); 0 where its name does not tell."""
+    at = holder.rpartition(".")[2]
+    return int(at) if at.isdigit() else 0
+
+
+class DirectLeases:
+    """`Leases` without a keeper between: for tests and for a process that is its own keeper."""
+
+    def __init__(self, bank: Bank, holder: str, *, pause: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._bank = bank
+        self._holder = holder
+        self._pause = pause
+
+    @property
+    def holder(self) -> str:
+        """As `Leases.holder`."""
+        return self._holder
+
+    async def take(self, want: Want) -> Grant:
+        """As `Leases.take`."""
+        if self._pause is not None:
+            await self._pause()
+        grant = await self._bank.take(want)
+        if self._pause is not None:
+            await self._pause()
+        return grant
+
+    async def hold(self, tenant: str, holdings: list[Holding], *, full: bool) -> bool:
+        """As `Leases.hold`."""
+        if self._pause is not None:
+            await self._pause()
+        return await self._bank.hold(tenant, self._holder, holdings, full=full)

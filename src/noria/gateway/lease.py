@@ -1,0 +1,275 @@
+"""Slices of shared amounts: a worker leases some, spends it without asking, and gives back what it does not need.
+
+An account is a Counter under a ceiling: a budget in one window, a limit in one minute, the permits of a limit. What every
+worker has taken of it never passes the ceiling, so what they spend cannot either. What one holds idle, others miss: at most
+`ceiling / (8 × workers)`, or one request's need where that is more, a worker (`Slice.size`).
+
+Operations on a slice are numbered, and each says how much the worker believes to hold (`Want.taken`): a grant whose answer
+was lost, or that came after the worker had given up, is thereby found and taken back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+
+DRY_NS = 100_000_000
+"""How long a refusal is believed without asking again."""
+PAUSE_NS = 50_000_000
+"""Least time between two renewals ahead of need."""
+IDLE_TICKS = 2
+"""Seconds after which a slice that nobody spends from is given back."""
+FORGET_TICKS = 900
+SIGN_OF_LIFE = 2
+"""Seconds after which a worker that has nothing to tell says so."""
+
+
+class Want(msgspec.Struct, frozen=True, array_like=True):
+    """A request for a slice: at least `least`, better `want`. `taken` and `paid` as in `Holding`."""
+
+    holder: str
+    tenant: str
+    account: str
+    op: int
+    taken: int
+    paid: int
+    want: int
+    least: int
+    ceiling: int
+    expires_ns: int
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True):
+    """What was granted (0 = nothing), what the ceiling leaves after it, and how much of the rest is spent for good."""
+
+    amount: int
+    room: int = 0
+    used: int = 0
+
+
+class Holding(msgspec.Struct, frozen=True, array_like=True):
+    """What a holder has of an account since its start: `taken` = granted minus given back, `paid` = spent for good.
+    Operations up to `op` have ended.
+    """
+
+    account: str
+    op: int
+    taken: int
+    paid: int
+
+
+class Leases(Protocol):
+    """The shared accounts, as a worker reaches them. Raises `StoreError` where the keeper is away."""
+
+    @property
+    def holder(self) -> str:
+        """Who takes: this worker, this life of it."""
+        ...
+
+    async def take(self, want: Want) -> Grant:
+        """A slice; all grants together never pass the ceiling."""
+        ...
+
+    async def hold(self, tenant: str, holdings: list[Holding], *, full: bool) -> bool:
+        """Tell what is held (`full`: all of it); what is held less than before goes back. Whether all of it must be told."""
+        ...
+
+
+class Slice:
+    """What is left of the amounts that this worker has leased of one account."""
+
+    __slots__ = (
+        "_leases", "account", "ceiling", "demand", "drawn", "dry", "dry_until", "expires_ns", "idle", "left", "op", "paid",
+        "renewal", "renewed_ns", "room", "taken", "tenant", "told", "used", "workers",
+    )  # fmt: skip
+
+    def __init__(self, leases: Leases, tenant: str, account: str, *, ceiling: int, expires_ns: int, workers: int) -> None:
+        self._leases = leases
+        self.tenant = tenant
+        self.account = account
+        self.ceiling = ceiling
+        self.expires_ns = expires_ns
+        self.workers = workers
+        self.left = 0
+        self.taken = 0
+        self.paid = 0
+        self.op = 0
+        self.room = ceiling
+        """What others may still take, as of the last answer."""
+        self.used = 0
+        self.demand = 0
+        """What was drawn in a recent second."""
+        self.drawn = 0
+        self.idle = 0
+        self.dry = 0
+        self.dry_until = 0
+        self.renewed_ns = 0
+        self.renewal: asyncio.Task[bool] | None = None
+        self.told: tuple[int, int, int] = (0, 0, 0)
+
+    def draw(self, amount: int) -> bool:
+        """Whether there was enough; then it is taken off."""
+        if self.left < amount:
+            return False
+        self.left -= amount
+        self.drawn += amount
+        return True
+
+    def put_back(self, amount: int) -> None:
+        """What was drawn and not needed."""
+        self.left += amount
+
+    def pay(self, drawn: int, cost: int) -> None:
+        """Of what was `drawn`, `cost` is spent for good; the rest is free again. A cost above it is taken from what is left."""
+        self.left += drawn - cost
+        self.paid += cost
+
+    def low(self, now_ns: int) -> bool:
+        """Whether to renew ahead of need."""
+        return self.left < self.demand >> 1 and self.renewal is None and now_ns - self.renewed_ns > PAUSE_NS and self.room > 0
+
+    def renew(self, now_ns: int) -> None:
+        """Renew in the background."""
+        self.renewed_ns = now_ns
+        self._begin(1)
+
+    async def fill(self, amount: int, now_ns: int) -> bool:
+        """Draw `amount`, leasing more where needed; False where the ceiling leaves too little. Raises `StoreError`.
+
+        One renewal at a time; it goes on where its caller leaves, so that nothing that was granted is lost.
+        """
+        while not self.draw(amount):
+            if self.renewal is None:
+                if now_ns < self.dry_until and amount >= self.dry:
+                    return False
+                renewal = self._begin(amount - self.left)
+                mine = True
+            else:
+                renewal, mine = self.renewal, False
+            granted = await asyncio.shield(renewal)
+            if mine and not granted and self.left < amount:
+                self.dry, self.dry_until = amount, now_ns + DRY_NS
+                return False
+        return True
+
+    @property
+    def size(self) -> int:
+        """A second's demand, at most the share of the ceiling that one worker may hold idle."""
+        return min(max(self.demand, self.drawn), self.ceiling // (8 * self.workers))
+
+    def _begin(self, least: int) -> asyncio.Task[bool]:
+        self.renewal = asyncio.ensure_future(self._take(least))
+        self.renewal.add_done_callback(_heeded)
+        return self.renewal
+
+    async def _take(self, least: int) -> bool:
+        try:
+            self.op += 1
+            want = Want(
+                self._leases.holder, self.tenant, self.account, self.op, self.taken, self.paid,
+                max(least, self.size), least, self.ceiling, self.expires_ns,
+            )  # fmt: skip
+            grant = await self._leases.take(want)
+            self.taken += grant.amount
+            self.left += grant.amount
+            self.room, self.used = grant.room, grant.used
+            return grant.amount > 0
+        finally:
+            self.renewal = None
+
+    def tick(self) -> None:
+        """Once a second: learn the demand, free what is not needed."""
+        drawn, self.drawn = self.drawn, 0
+        self.demand = max(drawn, self.demand >> 1)
+        self.idle = 0 if drawn else self.idle + 1
+        if self.renewal is not None or self.left <= 0:
+            return
+        if self.idle >= IDLE_TICKS:
+            self.release(self.left)
+        elif self.left > 4 * self.demand:
+            self.release(self.left - 2 * self.demand)
+
+    def release(self, amount: int) -> None:
+        """Give back; the next report says so."""
+        self.op += 1
+        self.left -= amount
+        self.taken -= amount
+
+    def report(self) -> Holding | None:
+        """What to tell, where it has changed; None while an operation is under way."""
+        state = (self.op, self.taken, self.paid)
+        if state == self.told or self.renewal is not None:
+            return None
+        self.told = state
+        return self.holding()
+
+    def holding(self) -> Holding:
+        """What is held now. An operation under way has not ended."""
+        return Holding(self.account, self.op - (self.renewal is not None), self.taken, self.paid)
+
+
+def _heeded(renewal: asyncio.Task[bool]) -> None:
+    """A renewal that failed while nobody waited for it is tried again by whoever needs it."""
+    if not renewal.cancelled():
+        renewal.exception()
+
+
+class Slices:
+    """The slices of a worker."""
+
+    def __init__(self, leases: Leases, *, workers: int) -> None:
+        self._leases = leases
+        self.workers = max(1, workers)
+        self._by_account: dict[tuple[str, str], Slice] = {}
+        self._full = True
+        self._ticks = 0
+
+    def open(self, tenant: str, account: str, ceiling: int, expires_ns: int) -> Slice:
+        """The slice of an account, under the ceiling that it has now."""
+        found = self._by_account.get((tenant, account))
+        if found is None:
+            found = self._by_account[tenant, account] = Slice(
+                self._leases, tenant, account, ceiling=ceiling, expires_ns=expires_ns, workers=self.workers
+            )
+        found.ceiling = ceiling
+        return found
+
+    def __iter__(self) -> Iterator[Slice]:
+        return iter(list(self._by_account.values()))
+
+    async def tick(self, now_ns: int) -> None:
+        """Once a second: free what is idle, tell what has changed. Raises `StoreError`; told again the next time."""
+        self._ticks += 1
+        for key, s in list(self._by_account.items()):
+            if s.expires_ns and s.expires_ns <= now_ns and s.renewal is None:
+                del self._by_account[key]
+                continue
+            s.tick()
+            if s.idle > FORGET_TICKS and s.renewal is None and s.left == 0 and s.taken == s.paid:
+                del self._by_account[key]
+        await self.tell()
+
+    async def tell(self, *, give_back: bool = False) -> None:
+        """Report; with `give_back` everything free goes back first (on drain)."""
+        if give_back:
+            for s in self:
+                if s.left > 0 and s.renewal is None:
+                    s.release(s.left)
+        full = self._full
+        by_tenant: dict[str, list[Holding]] = {}
+        for s in self:
+            holding = s.holding() if full else s.report()
+            if holding is not None:
+                by_tenant.setdefault(s.tenant, []).append(holding)
+        if not by_tenant and (full or self._ticks % SIGN_OF_LIFE == 0):
+            by_tenant[""] = []  # a keeper that has begun anew asks for all of it; that nothing is held must be known too
+        if not by_tenant:
+            return
+        self._full = True  # until the report has arrived
+        again = False
+        for tenant, holdings in by_tenant.items():
+            again = await self._leases.hold(tenant, holdings, full=full) or again
+        self._full = again
