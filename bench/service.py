@@ -10,23 +10,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import machine
+import modes
+import tools
+from tools import Enter, Failed
 
 START_S = 60.0
 DRAIN_S = 60.0
 ROLES = {"keeper": "keeper", "worker": "worker", "up": "supervisor"}
-
-Enter = Callable[[], None]
-"""Runs in a child before its program: places it on its cores."""
-
-
-class Failed(Exception):
-    """Something that makes the measurement worthless."""
-
 
 class KeeperCall(http.client.HTTPConnection):
     """HTTP over the keeper's unix socket."""
@@ -47,25 +41,39 @@ def role(argv: list[str]) -> str:
 
 
 class Service:
-    """`noria up` with a configuration; `port` is where it serves."""
+    """`noria up` with the configuration of a mode; `port` is where it serves."""
 
-    def __init__(self, folder: Path, config: str, enter: Enter | None = None) -> None:
-        folder.mkdir(parents=True)
+    def __init__(
+        self, folder: Path, mode: str, models: dict[str, tuple[str, str]], *, enter: Enter | None = None, trust: Path | None = None
+    ) -> None:
+        modes.write(folder, mode, models)
         self.home = folder / "home"
-        (folder / "noria.yaml").write_text(config)
-        (folder / "denied.txt").write_text("forbidden phrase\nunwanted\n")
         kept = {k: v for k, v in os.environ.items() if not k.startswith("NORIA_") and k != "PYTHONDONTWRITEBYTECODE"}
-        self.env = {**kept, "NORIA_HOME": str(self.home)}
-        self.began = time.perf_counter()
+        self.env = {**kept, "NORIA_HOME": str(self.home), **({"SSL_CERT_FILE": str(trust)} if trust else {})}
+        self._enter = enter
         self._log = folder / "up.log"
+        self.start()
+
+    def start(self) -> None:
+        """Start, and wait until it says that it serves and that it is ready. Raises `Failed`."""
+        self.began = time.perf_counter()
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "noria", "up", "-c", "noria.yaml", "--port", "0"],
-                cwd=folder, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                preexec_fn=enter,  # noqa: PLW1509  this script has one thread
+                [sys.executable, "-m", "noria", "up", "-c", "noria.yaml", "--port", "0", "--workers", "1"],
+                cwd=self.home.parent, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                preexec_fn=self._enter,  # noqa: PLW1509  this script has one thread
             )  # fmt: skip
         self.port = self._serving()
-        self.start_seconds = time.perf_counter() - self.began
+        while tools.status(self.port, "/readyz") != 200:
+            if self.seconds() > START_S or self.process.poll() is not None:
+                self.stop()
+                raise Failed("noria up did not become ready:\n" + self._log.read_text())
+            time.sleep(0.01)
+        self.ready_s = self.seconds()
+
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.perf_counter() - self.began
 
     def _serving(self) -> int:
         end = time.monotonic() + START_S
@@ -73,7 +81,7 @@ class Service:
             for line in self._log.read_text().splitlines():
                 if line.startswith("Noria serves at "):
                     return int(line.split()[3].rsplit(":", 1)[1].partition("/")[0])
-            time.sleep(0.05)
+            time.sleep(0.01)
         self.stop()
         raise Failed("noria up did not serve:\n" + self._log.read_text())
 
@@ -104,6 +112,12 @@ class Service:
             if (told["stored"] >= stored and not told["lag_records"]) or time.monotonic() > end:
                 return told["stored"]
             time.sleep(0.1)
+
+    def priced(self) -> dict[str, int]:
+        """What the trace store holds: exchanges, those whose cost is exact, and what all of them cost (1e-9 US dollars)."""
+        total = self.cli("cost", "show")["total"] or dict.fromkeys(("exchanges", "unknown", "estimated", "zero", "cost_usd"), 0)
+        priced = total["exchanges"] - total["unknown"] - total["estimated"] - total["zero"]
+        return {"recorded": total["exchanges"], "priced": priced, "nanousd": round(total["cost_usd"] * 1e9)}
 
     def processes(self) -> list[tuple[str, machine.Stat]]:
         """Every process of the service with its role."""

@@ -283,6 +283,8 @@ none is needed. `/api` never takes an app key.
 | `x-request-id` | id of the exchange: `noria trace show ID` |
 | `x-noria-trace` | W3C trace id |
 | `x-noria-release` | id of the release that answered |
+| `x-noria-config` | the first 19 characters of the hash of the configuration in force; the trace holds it whole |
+| `x-noria-endpoint`, `x-noria-attempts` | the model that answered, or was asked last, and how many attempts were made |
 | `x-noria-overhead-ms` | time that was not spent waiting for the model (whole answers only) |
 | `x-noria-cost` | US dollars, where the price is known (whole answers only) |
 
@@ -296,7 +298,9 @@ A request is refused with 403 where its `Host` is not a loopback name, the confi
 
 | path | |
 |---|---|
-{health}
+{health}| `GET /drainz` | Whether the service was asked to drain, and what is being answered, by path |
+| `POST /drainz`, `DELETE /drainz` | Begin, end: `/readyz` says no, requests are served on. From this machine, or with the admin token |
+
 ## Management API
 
 Needs the admin token (`NORIA_HOME/admin.token`, as `Authorization: Bearer`) or a console session. Schema:

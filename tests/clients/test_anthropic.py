@@ -32,7 +32,6 @@ models:
   caller: {{provider: scripted, model: caller, options: {{tool: {{name: get_weather, arguments: '{{"city": "Chengdu"}}'}}}}}}
   up: {{provider: openai_compatible, url: "{up}", model: ok}}
   busy: {{provider: openai_compatible, url: "{up}", model: retry-after}}
-  pausing: {{provider: openai_compatible, url: "{up}", model: pause-0.3}}
   claude: {{provider: anthropic, url: "{claude}", model: claude-x}}
   crowded: {{provider: anthropic, url: "{claude}", model: crowded}}
   endless: {{provider: anthropic, url: "{claude}", model: endless}}
@@ -45,7 +44,6 @@ apps:
   caller: {{model: caller}}
   up: {{model: up}}
   busy: {{model: busy}}
-  pausing: {{model: pausing}}
   claude: {{model: claude}}
   mixed: {{model: [down, claude]}}
   crowded: {{model: crowded}}
@@ -318,6 +316,8 @@ def test_a_native_stream_keeps_every_byte_behind_a_failed_endpoint_too(here: Any
     assert (found["row"]["tokens_in"], found["row"]["tokens_out"]) == (15, 20)
     assert found["row"]["ttft_ns"] is not None
     assert found["answer"]["content"] == [{"type": "text", "text": "Grüß Gott"}]
+    assert found["chat"]["answer"]["choices"][0]["message"]["content"] == "Grüß Gott"
+    assert found["chat"]["request"]["messages"] == ASK
     listed = here.service.json("trace", "list")
     mine = next(line for line in (listed if isinstance(listed, list) else listed["rows"]) if line["id"] == got["request-id"])
     assert (mine["preview_in"], mine["preview_out"]) == ("hello there 世界", "Grüß Gott")
@@ -389,19 +389,21 @@ def test_what_cannot_be_read_is_refused_in_the_callers_words(here: Any, http: An
     assert (status, json.loads(answer)["type"]) == (405, "error")
 
 
-def test_a_rate_limit_says_when_to_come_back(here: Any) -> None:
+@pytest.mark.parametrize(("app", "retries", "error"), [("busy", 0, "rate_limit_error"), ("crowded", 2, "overloaded_error")])
+def test_the_client_does_not_retry_what_we_have_retried(here: Any, app: str, retries: int, error: str) -> None:
     count = 0
 
     def counted(request: httpx2.Request) -> None:
         nonlocal count
         count += 1
 
-    http = anthropic.DefaultHttpxClient(event_hooks={"request": [counted]})
-    with http, Anthropic(base_url=here.url, api_key=here.key, max_retries=0, http_client=http) as made:
-        with pytest.raises(anthropic.RateLimitError) as e:
-            made.messages.create(model="busy", max_tokens=5, messages=ASK)
-    assert e.value.type == "rate_limit_error"
-    assert count == 1
+    with (
+        anthropic.DefaultHttpxClient(event_hooks={"request": [counted]}) as http,
+        Anthropic(base_url=here.url, api_key=here.key, max_retries=retries, http_client=http) as made,
+        pytest.raises(anthropic.APIStatusError) as e,
+    ):
+        made.messages.create(model=app, max_tokens=5, messages=ASK)
+    assert (e.value.type, count) == (error, 1)
 
 
 # -- the rest -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from noria.contracts.error import UpstreamError
 from noria.contracts.exchange import ModelCall
 from noria.contracts.release import Endpoint, Timeouts
 from noria.contracts.stage import Provider
-from noria.dialects.openai_answer import read_answer
+from noria.dialects.openai_answer import read_answer, read_text
 from noria.dialects.openai_stream import StreamReader, assemble
 from noria.dialects.sse import FrameSplitter
 from noria.kit.extension import load
@@ -214,7 +214,7 @@ async def test_a_whole_answer_comes_in_openais_form(spoken):
         reply = await provider.send(call(), lambda data: pytest.fail("a whole answer needs no sink"))
     facts = read_answer("chat", reply.body)
     assert (reply.status, reply.upstream_id) == (200, facts.id)
-    assert (facts.texts, facts.model, facts.finish_reason) == ((TEXT,), "served", "stop")
+    assert (read_text(reply.body), facts.model, facts.finish_reason) == (TEXT, "served", "stop")
     assert facts.usage.output == 2
 
 
@@ -243,7 +243,7 @@ async def test_a_stream_comes_in_openais_form(spoken):
         (429, "upstream_rate_limited", False),
         (500, "upstream_error", False),
         (503, "upstream_error", False),
-        (529, "upstream_error", False),
+        (529, "upstream_overloaded", False),
     ],
 )
 async def test_an_error_answer_is_classified(spoken, stream, status, code, callers):

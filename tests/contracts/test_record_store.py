@@ -109,6 +109,59 @@ async def test_revision_counts_the_commits_of_its_tenant(store):
     assert await store.commit("b", [Write("k", "x", b"1")]) == 1
 
 
+async def test_a_quiet_commit_writes_as_any_other_and_leaves_the_revision_alone(store):
+    assert await store.commit("a", [Write("k", "x", b"1", expect=0)], quiet=True) == 0, "also for a tenant never seen"
+    assert await store.commit("a", [Write("k", "y", b"1"), Write("k", "z", b"1")], quiet=True) == 0
+    assert await store.revision("a") == 0
+    assert await store.commit("a", [Write("k", "x", b"2", expect=1)]) == 1
+    assert await store.commit("a", [Write("k", "x", b"3", expect=2)], quiet=True) == 1
+    assert await store.commit("a", [Write("k", "y", None, expect=1), Write("k", "z", None)], quiet=True) == 1
+    assert await store.commit("a", [], quiet=True) == 1
+    assert await store.revision("a") == 1
+    assert await store.scan("a", "k") == [Record("k", "x", 3, b"3")]
+    assert await store.commit("a", [Write("k", "x", None)]) == 2
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [
+        [Write("k", "x", b"new", expect=0)],
+        [Write("k", "x", None, expect=2)],
+        [Write("k", "x", None, expect=0)],
+        [Write("k", "first", b"1"), Write("k", "x", b"new", expect=2), Write("k", "last", b"2")],
+    ],
+    ids=str,
+)
+async def test_a_quiet_commit_with_a_wrong_expectation_writes_nothing(store, writes):
+    await store.commit("a", [Write("k", "x", b"old")])
+    with pytest.raises(Conflict):
+        await store.commit("a", writes, quiet=True)
+    assert await store.scan("a", "k") == [Record("k", "x", 1, b"old")]
+    assert await store.revision("a") == 1
+
+
+async def test_of_concurrent_quiet_writers_with_the_same_expectation_one_wins(crowd):
+    stores = crowd(RecordStore, 4)
+    await stores[0].commit("a", [Write("k", "x", b"start"), Write("k", "y", b"start")])
+    one, two = Write("k", "x", b"new", expect=1), [Write("k", "y", b"new", expect=1), Write("k", "x", b"new", expect=1)]
+    tries = [s.commit("a", two if i % 2 else [one], quiet=True) for i, s in enumerate(stores * 2)]
+    ends = await asyncio.gather(*tries, return_exceptions=True)
+    assert [type(e) for e in ends if not isinstance(e, int)] == [Conflict] * 7
+    assert (await stores[0].get("a", "k", "x")).version == 2
+    assert await stores[0].revision("a") == 1
+
+
+async def test_commits_that_are_made_at_once_fail_and_succeed_each_by_itself(store):
+    await store.commit("a", [Write("k", "x", b"start")])
+    right = [[Write("k", f"r{i}", b"1", expect=0)] for i in range(10)]
+    wrong = [[Write("k", f"w{i}", b"1"), Write("k", "x", b"2", expect=7)] for i in range(10)]
+    both = [writes for pair in zip(right, wrong, strict=True) for writes in pair]
+    ends = await asyncio.gather(*(store.commit("a", w, quiet=i % 4 < 2) for i, w in enumerate(both)), return_exceptions=True)
+    assert [isinstance(e, Conflict) for e in ends] == [False, True] * 10
+    assert [r.id for r in await store.scan("a", "k")] == [*(f"r{i}" for i in range(10)), "x"]
+    assert await store.revision("a") == 6, "five that were not quiet, after the first"
+
+
 async def test_scan_pages_through_all_records_in_byte_order_once(store):
     ids = ["", "A", "B", "Z", "a", "aa", "b", "z", "Ä", "é", "一", "\ufffd", "\U0001f600", "a b", "a-b", "a_b", "10", "9"]
     await store.commit("a", [Write("k", i, i.encode()) for i in ids])
@@ -203,6 +256,16 @@ async def test_changed_sleeps_through_commits_of_other_tenants(store):
     assert await watching == 0
 
 
+async def test_changed_sleeps_through_quiet_commits(make, engine):
+    store = make(RecordStore)
+    other = store if engine == "memory" else make(RecordStore)
+    watching = asyncio.create_task(store.changed("a", 0, 0.6))
+    await asyncio.sleep(0.05)
+    await other.commit("a", [Write("k", "x", b"")], quiet=True)
+    await other.commit("a", [Write("k", "x", b""), Write("k", "y", b"")], quiet=True)
+    assert await watching == 0
+
+
 async def test_changed_notices_another_process_within_half_a_second(make, spawn):
     store = make(RecordStore)
     other = spawn("""
@@ -281,6 +344,31 @@ async def test_what_was_committed_survives_kill_9_and_no_commit_is_there_in_part
     assert {len(p) for p in parts.values()} == {10}, "a commit is there in part"
     assert len(parts) - len(answered) <= 1
     assert await store.revision("a") == len(parts)
+
+
+async def test_of_commits_made_at_once_those_answered_survive_kill_9_whole(make, spawn):
+    writer = spawn("""
+        from noria.contracts.port import RecordStore, Write
+        async def put(store, n):
+            await store.commit("a", [Write("k", f"{n:06}/{part}", b"%d" % n) for part in range(n % 2 + 1)], quiet=n % 3 > 0)
+            say(n)
+        async def main():
+            store = make(RecordStore)
+            n = 0
+            while True:
+                await asyncio.gather(*(put(store, n + i) for i in range(8)))
+                n += 8
+        asyncio.run(main())
+    """)
+    answered = [int(writer.line()) for _ in range(45)]
+    answered += [int(line) for line in writer.kill() if line]
+    store = make(RecordStore)
+    parts = {}
+    for r in await store.scan("a", "k", limit=100_000):
+        parts.setdefault(int(r.value), []).append(r.id)
+    assert set(answered) <= set(parts), "an answered commit is lost"
+    assert {n: len(p) for n, p in parts.items()} == {n: n % 2 + 1 for n in parts}, "a commit is there in part"
+    assert await store.revision("a") == len([n for n in parts if n % 3 == 0])
 
 
 async def test_a_process_that_dies_in_the_middle_of_a_commit_leaves_nothing_of_it(make, spawn):

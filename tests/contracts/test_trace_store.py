@@ -37,7 +37,7 @@ def ask(*clauses, **options) -> TraceQuery:
 
 
 async def ids(store, tenant, query) -> list[str]:
-    return [r.id for r in await store.list(tenant, query)]
+    return [r.id for r, _, _ in await store.list(tenant, query)]
 
 
 @pytest.fixture
@@ -49,15 +49,29 @@ async def test_a_row_comes_back_as_it_was(store):
     await store.append("local", [(row("e1"), "b1", "b2")], [Body("b1", "s", b"\x00\xff"), Body("b2", "", b"")], None)
     assert await store.get("local", "e1") == (row("e1"), "b1", "b2")
     assert await store.get("local", "trace-e1") == (row("e1"), "b1", "b2")
-    assert await store.list("local", ask()) == [row("e1")]
+    assert await store.list("local", ask()) == [(row("e1"), "b1", "b2")]
     assert await store.body("local", "b1") == Body("b1", "s", b"\x00\xff")
     assert await store.body("local", "b2") == Body("b2", "", b"")
+
+
+async def test_many_bodies_come_in_one_question_each_once_over_hot_and_sealed_days(store):
+    named = [(row(f"e{i}", T0 + i % 3 * DAY), f"q{i}", "shared") for i in range(300)]
+    kept = {f"q{i}": Body(f"q{i}", f"s{i % 7}", f"text {i} \x00".encode()) for i in range(300)}
+    kept["shared"] = Body("shared", "", b"the same on every day")
+    await store.append("local", named, list(kept.values()), None)
+    for sealed in ("2025-11-08", "2025-11-10", "2026-01-01"):
+        await store.seal("local", sealed)
+        found = await store.bodies("local", [*kept, "nobody's", "", "shared", "' OR 1=1 --"])
+        assert len(found) == 301
+        assert {b.id: b for b in found} == kept
+    assert await store.bodies("local", []) == []
+    assert await store.bodies("local", [""]) == []
 
 
 async def test_absent_values_stay_absent(store):
     bare = row("e1", ttft_ns=None, cost_nanousd=None, usage=Usage(), rulings=(), stages=(), attempts=())
     await store.append("local", plain(bare), [], None)
-    assert await store.list("local", ask()) == [bare]
+    assert await store.list("local", ask()) == plain(bare)
 
 
 async def test_the_same_exchange_twice_is_kept_once_as_it_came_first(store):
@@ -90,8 +104,8 @@ async def test_pages_are_newest_first_and_miss_nothing(store):
     seen: list[ExchangeRow] = []
     before = ""
     while page := await store.list("local", ask(before=before, limit=3)):
-        seen += page
-        before = f"{page[-1].started_ns}.{page[-1].id}"
+        seen += [r for r, _, _ in page]
+        before = f"{seen[-1].started_ns}.{seen[-1].id}"
     assert [r.id for r in seen] == sorted(at, key=lambda k: (at[k], k), reverse=True)
 
 
@@ -155,6 +169,8 @@ async def test_sealing_moves_whole_days_and_changes_no_answer(store):
     async def everything():
         listed = await store.list("local", ask())
         got = [await store.get("local", r.id) for r in rows]
+        many = await store.bodies("local", [r for _, r, _ in listed])
+        assert sorted(many, key=lambda b: b.id) == bodies
         return listed, got, [await store.body("local", b.id) for b in bodies], await store.count("local", ask())
 
     before = await everything()
@@ -177,6 +193,7 @@ async def test_dropping_forgets_sealed_days_and_nothing_else(store):
     assert await store.drop("local", "2025-11-09") == 1
     assert await ids(store, "local", ask()) == ["new"]
     assert await store.body("local", "b") == Body("b", "", b"shared")
+    assert await store.bodies("local", ["b"]) == [Body("b", "", b"shared")]
     assert await store.drop("local", "2025-11-10") == 1
     assert await store.body("local", "b") is None
 
@@ -186,10 +203,11 @@ async def test_tenants_cannot_read_count_or_infer_each_other(store):
         mine = [(row("same", tenant=tenant, app=tenant), f"body-{tenant}", "")]
         await store.append(tenant, mine, [Body(f"body-{tenant}", "", tenant.encode())], None)
     for _ in range(2):
-        assert [r.app for r in await store.list("a", ask())] == ["a"]
+        assert [(r.app, asked) for r, asked, _ in await store.list("a", ask())] == [("a", "body-a")]
         assert await store.count("a", ask(("app", "=", "b"))) == 0
         assert (await store.get("a", "same"))[0].app == "a"
         assert await store.body("a", "body-b") is None
+        assert [b.data for b in await store.bodies("a", ["body-a", "body-b"])] == [b"a"]
         assert await store.list("../a", ask()) == await store.list("", ask()) == []
         await store.seal("a", "2026-01-01")
         assert await store.count("b", ask()) == 1
@@ -207,3 +225,34 @@ async def test_what_was_appended_is_there_after_reopening(store, make, shared):
     again = make(TraceStore)
     assert await ids(again, "local", ask()) == ["e2", "e1"]
     assert await again.positions() == [SpoolPosition("w0", 1, 2)]
+
+
+async def test_totals_sum_what_matches_by_group_over_hot_and_sealed_days(store):
+    rows = [
+        row("e1", cost_nanousd=5, app="a", tags={"env": "prod", "x": "1"}),
+        row("e2", T0 + DAY, cost_nanousd=7, app="b", usage=Usage(1, 2, 0, 0, 4)),
+        row("e3", T0 + DAY, cost_nanousd=None, cost_status="unknown", app="b"),
+        row("e4", T0 + DAY, cost_nanousd=0, app="b", cost_status="estimated"),
+    ]
+    await store.append("local", plain(*rows), [], None)
+    for _ in range(2):
+        (whole,) = await store.totals("local", [])
+        assert (whole.group, whole.exchanges, whole.cost_nanousd) == ((), 4, 12)
+        assert (whole.unknown, whole.estimated, whole.zero) == (1, 1, 1)
+        assert whole.usage == Usage(12 * 3 + 1, 7 * 3 + 2, 3 * 3, 1 * 3, 4)
+        b, a = await store.totals("local", [], ("app",))
+        assert [(t.group, t.exchanges, t.cost_nanousd) for t in (b, a)] == [(("b",), 3, 7), (("a",), 1, 5)]
+        assert [t.group for t in await store.totals("local", [Clause("app", "=", "b")], ("day", "app"))] == [("2025-11-09", "b")]
+        tags = {t.group[0]: t.cost_nanousd for t in await store.totals("local", [], ("tag",))}
+        assert tags == {"env=prod": 5, "x=1": 5, "": 7}
+        later = [Clause("time", ">=", str(T0 + DAY)), Clause("time", "<", str(T0 + 2 * DAY))]
+        assert [t.cost_nanousd for t in await store.totals("local", later, quality=False)] == [7]
+        await store.seal("local", "2025-11-09")
+
+
+async def test_totals_of_nothing_and_of_another_tenant_are_none(store):
+    await store.append("local", plain(row("e1")), [], None)
+    assert await store.totals("other", []) == []
+    assert await store.totals("local", [Clause("app", "=", "nobody")], ("app",)) == []
+    with pytest.raises(RequestError, match="'modle'"):
+        await store.totals("local", [], ("modle",))

@@ -148,7 +148,8 @@ def test_configurations_validate(block: Block, tmp_path: Path) -> None:
     for file in re.findall(r"[{ ]file: ([\w./-]+)", block.text):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("something\n")
-    assert loads(block.text.encode(), name=block.where, folder=tmp_path).settings.models
+    settings = loads(block.text.encode(), name=block.where, folder=tmp_path).settings
+    assert settings.model_fields_set, "it says nothing"
 
 
 def test_there_are_configurations_and_every_yaml_block_is_one() -> None:

@@ -135,6 +135,12 @@ async def test_its_tokenizer_counts_without_special_tokens(local):
     assert await local.count("") == 0
 
 
+async def test_a_request_is_counted_as_it_is_served(local):
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello there 世界"}]
+    answer = await ask(local, messages=messages, max_tokens=1)
+    assert await local.count_request(call(messages=messages)) == answer["usage"]["prompt_tokens"]
+
+
 async def test_every_slot_has_the_whole_window(smollm2):
     assert smollm2.service.facts["context"] == 8192
     assert smollm2.service.facts["slots"] == 4

@@ -7,6 +7,7 @@ the other. Only the line between them is the test's (one msgpack message a call)
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -175,10 +176,8 @@ async def worker(home: Path, slot: int, count: int, seed: int, once_in: int) -> 
 
     async def tick() -> None:
         while True:
-            try:
+            with contextlib.suppress(StoreError):
                 await limits.tick()
-            except StoreError:
-                pass
             await asyncio.sleep(0.2)
 
     ticking = asyncio.create_task(tick())

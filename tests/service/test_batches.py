@@ -174,6 +174,7 @@ def test_the_command_line_hands_in_a_batch_and_takes_its_results(service: Any, t
 
 def test_files_keep_names_bytes_and_lists(client: OpenAI) -> None:
     data = bytes(range(256)) * 100
+    client.files.create(file=("before.txt", b"x"), purpose="user_data")
     kept = client.files.create(
         file=("../目录/数据.bin", data), purpose="user_data", expires_after={"anchor": "created_at", "seconds": 3600}
     )

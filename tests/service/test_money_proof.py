@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import subprocess
@@ -63,10 +64,8 @@ class Child:
 
     def close(self) -> None:
         self.process.stdout.close()
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        except BrokenPipeError:
-            pass
 
     def tell(self, text: str) -> bool:
         try:
@@ -77,10 +76,8 @@ class Child:
         return True
 
     def end(self) -> None:
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -155,7 +152,9 @@ def test_no_interleaving_of_three_processes_passes_a_budget_or_leaks(tmp_path, i
         keeper.end()
     passed, leaked, orphans = asyncio.run(check(tmp_path, interleavings, seed))
     killed = sum(w.deaths for w in workers)
-    print(f"{interleavings} interleavings, {killed} workers and {keeper.deaths} keepers killed, {dict(outcomes)}, {orphans} orphans")
+    print(
+        f"{interleavings} interleavings, {killed} workers and {keeper.deaths} keepers killed, {dict(outcomes)}, {orphans} orphans"
+    )
     assert outcomes["paid"] >= interleavings // 4, "the proof must spend"
     assert outcomes["insufficient_quota"] >= interleavings // 4, "and refuse"
     assert killed >= 3

@@ -275,6 +275,18 @@ def test_a_keeper_that_hangs_is_started_again_and_no_answer_is_lost(serve, http)
     assert set(ids) <= recorded
 
 
+def test_a_conversation_waits_for_a_keeper_that_is_started_again(serve, http) -> None:
+    noria = serve(CONFIG.replace("echo: {model: fake}", "echo: {model: fake, memory: 20}"))
+    ask = {**HELLO, "conversation": "c1"}
+    assert http(noria.url + "/v1/chat/completions", ask)[0] == 200
+    statuses = []
+    for _ in range(2):
+        os.kill(until(lambda: noria.pids().get("keeper"), 10.0, "no keeper"), signal.SIGKILL)
+        statuses.append(http(noria.url + "/v1/chat/completions", ask)[0])
+        until(lambda: _status_or_none(noria, http), 15.0, "the keeper did not come back")
+    assert statuses == [200, 200]
+
+
 # -- doctor --------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ Who asks stands in `x-noria-owner`, which workers write and never pass on from o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, quote
 
@@ -35,13 +36,18 @@ def read_owner(request: Request) -> Owner:
 
 
 def routes(app: FastAPI, keeper: Keeper) -> None:
-    """Mount the routes, where the keeper has somewhere to put files."""
-    if keeper.depot is not None:
-        app.include_router(_files(keeper.depot), include_in_schema=False)
-        app.include_router(_batches(keeper.depot), include_in_schema=False)
+    """Mount the routes. A keeper without a place for files says so."""
+
+    def depot() -> Depot:
+        if keeper.depot is None:
+            raise NotFound("There is nothing here.", code="not_found")
+        return keeper.depot
+
+    app.include_router(_files(depot), include_in_schema=False)
+    app.include_router(_batches(depot), include_in_schema=False)
 
 
-def _files(depot: Depot) -> APIRouter:
+def _files(depot: Callable[[], Depot]) -> APIRouter:
     files = APIRouter(prefix="/v1/files")
 
     @files.post("")
@@ -61,52 +67,52 @@ def _files(depot: Depot) -> APIRouter:
                 name = upload.filename or "file"
         except (MultiPartException, ClientDisconnect) as e:
             raise RequestError(f"The request is no multipart/form-data: {e}", code="invalid_multipart") from None
-        file = await depot.files.add(owner, data, filename=name, purpose=str(purpose), keep_seconds=keep)
+        file = await depot().files.add(owner, data, filename=name, purpose=str(purpose), keep_seconds=keep)
         return _json(file_object(file))
 
     @files.get("")
     async def several(request: Request, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
         purpose = request.query_params.get("purpose")
-        found = [f for f in await depot.files.list(owner) if purpose in (None, f.purpose)]
+        found = [f for f in await depot().files.list(owner) if purpose in (None, f.purpose)]
         return _json(_page(request, found, file_object, usual=MOST_SHOWN))
 
     @files.get("/{id}")
     async def one(id: str, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
-        return _json(file_object(await depot.files.get(owner, id)))
+        return _json(file_object(await depot().files.get(owner, id)))
 
     @files.get("/{id}/content")
     async def content(id: str, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
-        file = await depot.files.get(owner, id)
+        file = await depot().files.get(owner, id)
         named = f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}"
         headers = {"content-disposition": named, "x-content-type-options": "nosniff"}
-        return Response(await depot.files.content(owner, id), headers=headers, media_type="application/octet-stream")
+        return Response(await depot().files.content(owner, id), headers=headers, media_type="application/octet-stream")
 
     @files.delete("/{id}")
     async def delete(id: str, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
-        await depot.files.delete(owner, id)
+        await depot().files.delete(owner, id)
         return _json({"id": id, "object": "file", "deleted": True})
 
     return files
 
 
-def _batches(depot: Depot) -> APIRouter:
+def _batches(depot: Callable[[], Depot]) -> APIRouter:
     batches = APIRouter(prefix="/v1/batches")
 
     @batches.post("")
     async def create(request: Request, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
-        return _json(batch_object(await depot.batches.create(owner, read_batch(await request.body()))))
+        return _json(batch_object(await depot().batches.create(owner, read_batch(await request.body()))))
 
     @batches.get("")
     async def several(request: Request, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
-        return _json(_page(request, await depot.batches.list(owner), batch_object, usual=20))
+        return _json(_page(request, await depot().batches.list(owner), batch_object, usual=20))
 
     @batches.get("/{id}")
     async def one(id: str, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
-        return _json(batch_object(await depot.batches.get(owner, id)))
+        return _json(batch_object(await depot().batches.get(owner, id)))
 
     @batches.post("/{id}/cancel")
     async def cancel(id: str, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
-        return _json(batch_object(await depot.batches.cancel(owner, id)))
+        return _json(batch_object(await depot().batches.cancel(owner, id)))
 
     return batches
 

@@ -18,7 +18,7 @@ from noria.app.house import SHORT_HASH, WiredHouse
 from noria.app.worker import Worker
 from noria.contracts.batch import Ticket
 from noria.contracts.error import NoriaError, NotFound, RequestError, Unavailable
-from noria.contracts.exchange import Exchange, Kind
+from noria.contracts.exchange import Exchange, Kind, Priority
 from noria.contracts.stage import Ingress, Outlet
 from noria.dialects.gemini_ingress import Generate
 from noria.dialects.openai import read_head, read_request
@@ -33,7 +33,7 @@ from noria.kit.http_client import HttpCallError
 from noria.kit.http_head import FRAMING
 from noria.kit.http_request import Limits, Request
 from noria.kit.http_response import Response
-from noria.kit.ids import parse_traceparent, span_id, trace_id, uuid7
+from noria.kit.ids import parse_traceparent, uuid7
 from noria.observe.metrics import CONTENT_TYPE
 
 log = logging.getLogger("noria.gateway")
@@ -50,6 +50,7 @@ INGRESS: dict[str, Ingress] = {"/v1/responses": ResponsesIngress(), **protocols.
 NOT_RELAYED = FRAMING | {"te", "trailer", "upgrade", "proxy-connection", "expect", "x-noria-relayed", OWNER, HEADER}
 PROBES = frozenset({"/livez", "/readyz"})
 """Asked by orchestrators under whatever address the machine has; they tell nothing but a word."""
+PRIORITIES: dict[str, Priority] = {p: p for p in ("high", "normal", "low")}
 JSON = ("content-type", "application/json")
 TAGS = "x-noria-tags"
 LONGEST_NAME = 512
@@ -253,16 +254,17 @@ class Gateway:
 
     def _bare(self, request: Request, kind: Kind) -> Exchange:
         """What is known of an exchange before its body is read."""
-        x = replace(self._exchange(kind, request.headers, request.peer), path=request.path)
+        x = self._exchange(kind, request.headers, request.peer, request.path)
         return x if x.authorization else replace(x, authorization=protocols.google_key(request.headers, request))
 
-    def _exchange(self, kind: Kind, headers: dict[str, str], peer: str) -> Exchange:
+    def _exchange(self, kind: Kind, headers: dict[str, str], peer: str, path: str = "") -> Exchange:
         now = time.time_ns()
         outer = parse_traceparent(headers["traceparent"]) if "traceparent" in headers else None
+        name = uuid7(now)
         return Exchange(
-            id=uuid7(now),
-            trace=outer[0] if outer else trace_id(now),
-            span=span_id(),
+            id=name,
+            trace=outer[0] if outer else name.replace("-", ""),  # a UUIDv7 is what our trace ids are: milliseconds, then chance
+            span=name[19:23] + name[24:],
             parent_span=outer[1] if outer else "",
             tenant="local",
             kind=kind,
@@ -273,7 +275,9 @@ class Gateway:
             authorization=credential(headers),
             peer_is_loopback=peer in ("", "::1") or peer.startswith(("127.", "::ffff:127.")),
             tail_wanted=headers.get("x-noria-tail") == "1",
+            priority=PRIORITIES.get(headers.get("x-noria-priority", ""), "normal"),
             cache_control=headers.get("cache-control", ""),
+            path=path,
         )
 
     def _read(self, x: Exchange, body: bytes, ingress: Ingress | None = None) -> Exchange:
@@ -446,17 +450,17 @@ class Gateway:
 
 def _refuse(request: Request, error: NoriaError) -> None:
     """An error before there is an exchange, in the caller's protocol."""
-    id = uuid7()
-    status, headers, body = protocols.refused(request, error, id)
-    request.response.send(status, [JSON, ("x-request-id", id), *headers], body)
+    name = uuid7()
+    status, headers, body = protocols.refused(request, error, name)
+    request.response.send(status, [JSON, ("x-request-id", name), *headers], body)
 
 
 def _wrong_method(request: Request, allowed: str) -> None:
     """405 with the `allow` that RFC 9110 §15.5.6 asks for."""
     wrong = f"{request.path} takes {allowed}, not {request.method}."
-    id = uuid7()
-    status, headers, body = protocols.refused(request, RequestError(wrong, code="method_not_allowed", status=405), id)
-    request.response.send(status, [JSON, ("x-request-id", id), ("allow", allowed), *headers], body)
+    name = uuid7()
+    status, headers, body = protocols.refused(request, RequestError(wrong, code="method_not_allowed", status=405), name)
+    request.response.send(status, [JSON, ("x-request-id", name), ("allow", allowed), *headers], body)
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from pydantic import Field
@@ -40,6 +40,7 @@ class Scope(Strict):
     metadata: Metadata = {}
     budget_usd: Budget = None
     rpm: Rpm = None
+    priority: Literal["high", "normal", "low"] = Field("normal", description="The highest that `x-noria-priority` may ask for.")
     expires_in: Lifetime = None
     expires_at: Instant = None
 
@@ -129,7 +130,7 @@ def _fields(body: NewKey | ChangedKey) -> dict[str, Any]:
     ends = [n for n in ("expires_in", "expires_at", "expires_in_days") if given.get(n) is not None]
     if len(ends) > 1:
         raise RequestError(f"Give {ends[0]} or {ends[1]}, not both.", code="invalid_value", param=ends[1])
-    what: dict[str, Any] = {n: given[n] for n in ("name", "org", "team", "user", "tags", "metadata", "rpm") if n in given}
+    what: dict[str, Any] = {n: given[n] for n in ("name", "org", "team", "user", "tags", "metadata", "rpm", "priority") if n in given}
     what |= {n: tuple(dict.fromkeys(given[n])) for n in ("apps", "endpoints") if n in given}
     if "guard" in given:
         what["guard_name"] = given["guard"]
@@ -178,6 +179,7 @@ def _told(keeper: Keeper, key: Key, leased: int | None) -> dict[str, Any]:
         "budget_usd": None if key.budget_nanousd is None else key.budget_nanousd / 1e9,
         "leased_usd": None if key.budget_nanousd is None else (leased or 0) / 1e9,
         "rpm": key.rpm,
+        "priority": key.priority,
         "created_ns": str(key.created_ns),
         "expires_ns": None if key.expires_ns is None else str(key.expires_ns),
         "overlap_until_ns": None if until is None else str(until),

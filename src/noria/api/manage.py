@@ -27,6 +27,8 @@ from noria.gateway.lease import Holding, Want
 from noria.govern.access import COOKIE, COOKIE_RULES, cookie
 
 RELAYED = "x-noria-relayed"
+PREVIEWS = 50
+"""Rows whose bodies are in memory at once."""
 
 
 class Login(BaseModel):
@@ -112,17 +114,14 @@ def _traces(app: FastAPI, keeper: Keeper) -> None:
         filter: str = "", before: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 50, previews: bool = True
     ) -> dict[str, Any]:
         """One page of exchanges, newest first."""
-        rows, total = await keeper.rows(render.query(filter, before, limit))
-        shown = []
-        for row in rows:
-            line = render.summary(row)
-            if previews:
-                found = await keeper.exchange(row.id)
+        named, total = await keeper.rows(render.query(filter, before, limit))
+        shown = [render.summary(row) for row, _, _ in named]
+        for at in range(0, len(named) if previews else 0, PREVIEWS):
+            for line, found in zip(shown[at:], await keeper.recorded(named[at : at + PREVIEWS]), strict=False):
                 line |= render.previews(
-                    found.request, found.answer, sse=row.answer_is_sse, dialect=render.spoken(row)
+                    found.request, found.answer, sse=found.row.answer_is_sse, dialect=render.spoken(found.row)
                 )
-            shown.append(line)
-        more = render.cursor(rows[-1]) if len(rows) == limit else None
+        more = render.cursor(named[-1][0]) if len(named) == limit else None
         return {"rows": shown, "next": more, "total": total}
 
     @app.get("/api/traces/live")

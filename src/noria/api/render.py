@@ -12,7 +12,7 @@ from noria.app.keeper import Recorded
 from noria.contracts.error import RequestError
 from noria.contracts.exchange import Dialect
 from noria.contracts.trace import Clause, ExchangeRow, TraceQuery
-from noria.dialects.native import assemble_any, text_asked, text_of_answer
+from noria.dialects.native import assemble_any, in_chat_form, text_asked, text_of_answer
 
 PREVIEW = 160
 _CLAUSE = re.compile(r"([^<>=!~]+)(>=|<=|!=|=|>|<|~)(.+)", re.DOTALL)
@@ -89,10 +89,13 @@ def whole(found: Recorded) -> dict[str, Any]:
         "user": row.user,
         "tags": row.tags,
     }
+    request = _json(found.request)
+    answer = read_answer_body(found.answer, sse=row.answer_is_sse, dialect=spoken(row))
     return {
         "row": {**summary(row), **more},
-        "request": _json(found.request),
-        "answer": read_answer_body(found.answer, sse=row.answer_is_sse, dialect=spoken(row)),
+        "request": request,
+        "answer": answer,
+        "chat": in_chat_form(row.dialect, request, answer) if row.native else None,
         "answer_is_sse": row.answer_is_sse,
         "bodies": found.bodies,
     }

@@ -33,7 +33,9 @@ def passing(x: Exchange, snapshot: Snapshot, provider: Callable[[Endpoint], Prov
         raise NotFound(f"Unknown request URL: {x.path[:200]}.", code="unknown_url", hint=HINT)
     fit = [e for e in able if not regions or constraint.within(e, regions)]
     if not fit:
-        raise RequestError(f"No model of {x.model!r} computes where this request may go.", code="no_model_qualifies", param="model")
+        raise RequestError(
+            f"No model of {x.model!r} computes where this request may go.", code="no_model_qualifies", param="model"
+        )
     waiting = None
     for endpoint in fit:
         found = provider(endpoint)

@@ -1,7 +1,7 @@
 """Batches of callers: taken, worked off under a lease, resumed by whoever is alive, delivered.
 
 A batch is a record and a job of the queue `batches`. Whoever holds the job's lease works on it; a keeper that is killed
-loses the lease within `LEASE` seconds, and the next one goes on where it was (`app.lane`, docs/adr/0030).
+loses the lease within `LEASE` seconds, and the next one goes on where it was (`app.lane`, ADR 19).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from noria.app.batch_run import Run, Upstream
 from noria.app.files import Files, owned, place
 from noria.app.lane import Calls
 from noria.contracts.batch import OPEN, Batch, BatchCounts, BatchError, Line, Owner
-from noria.contracts.error import Conflict, NoriaError, NotFound, RequestError, StoreError
+from noria.contracts.error import Conflict, NoriaError, NotFound, RequestError, StoreError, boundary
 from noria.contracts.port import Job, Queue, RecordStore, Write
 from noria.dialects.openai_batch import Asked, read_lines, seconds_of_window
 from noria.kit.ids import uuid7
@@ -35,6 +35,10 @@ LOOK = 0.25
 AT_ONCE = 32
 """Batches that one keeper works on at a time."""
 _SECOND_NS = 1_000_000_000
+PAUSE_NS = 5 * _SECOND_NS
+"""Until the next try of a batch that cannot be worked on now."""
+PATIENCE_NS = 3600 * _SECOND_NS
+"""After its window, until it is given up."""
 
 
 class Batches:
@@ -86,7 +90,8 @@ class Batches:
             keep_seconds=asked.output_expires_after.seconds if asked.output_expires_after else 0,
         )
         name = place(owner.scope, batch.id)
-        await self._records.commit(owner.tenant, [Write(BATCH, name, msgspec.msgpack.encode(batch), expect=0)])
+        fresh = Write(BATCH, name, msgspec.msgpack.encode(batch), expect=0)
+        await self._records.commit(owner.tenant, [fresh], quiet=True)
         await self._queue.put(owner.tenant, QUEUE, batch.id, name.encode(), now_ns=now)
         return batch
 
@@ -128,7 +133,7 @@ class Batches:
                 return old
             try:
                 value = msgspec.msgpack.encode(new)
-                await self._records.commit(tenant, [Write(BATCH, name, value, expect=record.version)])
+                await self._records.commit(tenant, [Write(BATCH, name, value, expect=record.version)], quiet=True)
             except Conflict:
                 continue
             if new.status == "cancelling":
@@ -184,13 +189,32 @@ class Batches:
             log.warning("the batch %s is another keeper's now", job.id)
         except NoriaError as e:
             log.warning("the batch %s waits: %s", job.id, e.text)
-            await self._queue.retry(tenant, job, ready_ns=time.time_ns() + 5 * _SECOND_NS)
+            with suppress(StoreError):
+                if await self._given_up(tenant, job, e):
+                    await self._queue.done(tenant, job)
+                else:
+                    await self._queue.retry(tenant, job, ready_ns=time.time_ns() + PAUSE_NS)
         finally:
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
             self._runs.pop(job.id, None)
 
+    async def _given_up(self, tenant: str, job: Job, error: NoriaError) -> bool:
+        """Whether a batch that cannot be worked on has had its time; then it is failed, and says why."""
+
+        def end(batch: Batch) -> Batch:
+            if time.time_ns() < batch.expires_ns + PATIENCE_NS or batch.status not in OPEN:
+                return batch
+            why = BatchError("internal_error", error.text[:1000])
+            return replace(batch, status="failed", failed_ns=time.time_ns(), errors=(why,))
+
+        return (await self.change(tenant, job.body.decode(), end)).status not in OPEN
+
     async def _work(self, tenant: str, name: str) -> None:
+        with boundary(StoreError, "working on a batch"):
+            await self._steps(tenant, name)
+
+    async def _steps(self, tenant: str, name: str) -> None:
         batch = await self.change(tenant, name, lambda b: b)
         if batch.status not in OPEN:
             return

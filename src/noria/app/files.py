@@ -75,7 +75,7 @@ class Files:
                 await self.drop(owner.tenant, id)  # left by a keeper that was killed before it could record it
             await self.put(owner.tenant, file.id, data)
             value = msgspec.msgpack.encode(file)
-            await self._records.commit(owner.tenant, [Write(FILE, place(owner.scope, file.id), value, expect=0)])
+            await self._records.commit(owner.tenant, [Write(FILE, place(owner.scope, file.id), value, expect=0)], quiet=True)
         return file
 
     async def get(self, owner: Owner, id: str) -> StoredFile:
@@ -152,7 +152,7 @@ class Files:
         """The content first: a record without content is found again, content without a record never."""
         await self.drop(tenant, file.id)
         try:
-            await self._records.commit(tenant, [Write(FILE, name, None)])
+            await self._records.commit(tenant, [Write(FILE, name, None)], quiet=True)
         except Conflict:
             return
 

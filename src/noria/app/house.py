@@ -154,6 +154,10 @@ class WiredHouse:
             return self._with_guard(release, x.key.guard_name)
         return self._parts[release.app, release.name]
 
+    def drop(self, x: Exchange) -> None:
+        """Forget the account of an exchange that is not to be recorded."""
+        self._bench.accounts.pop(x.id, None)
+
     def passing(self, x: Exchange) -> tuple[Endpoint, Provider]:
         """See `journeys.raw.RawHouse`."""
         return passing(x, self.snapshot, self._bench.provider)

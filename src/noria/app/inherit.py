@@ -1,4 +1,4 @@
-"""What a supervisor leaves to the program that replaces it (execve): sockets, the lock, its children (ADR 0029).
+"""What a supervisor leaves to the program that replaces it (execve): sockets, the lock, its children (ADR 18).
 
 The process id, the children and every inheritable descriptor survive execve(2); what they mean travels as JSON in one
 environment variable. Its format is readable by the versions before and after.

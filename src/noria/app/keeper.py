@@ -7,7 +7,7 @@ import datetime as dt
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ from noria.contracts.port import Counter, RecordStore, TraceStore, Write
 from noria.contracts.release import Key, Snapshot
 from noria.contracts.trace import ExchangeRow, TraceQuery
 from noria.govern.access import Sessions
-from noria.observe.trace import read_body
+from noria.observe.trace import read_bodies
 
 log = logging.getLogger("noria.keeper")
 
@@ -231,7 +231,7 @@ class Keeper:
         if record is None:
             fresh = secrets.token_bytes(32)
             try:
-                await self.records.commit(tenant, [Write(SECRET, name, fresh, expect=0)])
+                await self.records.commit(tenant, [Write(SECRET, name, fresh, expect=0)], quiet=True)
             except Conflict:
                 return await self.secret(tenant, name)
             value = fresh
@@ -277,7 +277,7 @@ class Keeper:
             value = msgspec.msgpack.encode(Said((*old.messages, *new)[-MAX_KEPT:], appended))
             try:
                 expect = record.version if record else 0
-                await self.records.commit(tenant, [Write(CONVERSATION, name, value, expect=expect)])
+                await self.records.commit(tenant, [Write(CONVERSATION, name, value, expect=expect)], quiet=True)
             except Conflict:
                 continue
             return
@@ -289,14 +289,15 @@ class Keeper:
         found = await self.traces.get(self.tenant, id)
         if found is None:
             raise NotFound(f"No exchange or trace {id!r} is recorded.", code="trace_not_found")
-        row, *names = found
-        request, answer = [await read_body(self.traces, self.body_key, self.tenant, name) for name in names]
-        kept = request is not None or answer is not None
-        bodies: Bodies = "stored" if kept else "erased" if any(names) else "none" if row.outcome != "ok" else "off"
-        return Recorded(row, request, answer, bodies)
+        return (await self.recorded([found]))[0]
 
-    async def rows(self, query: TraceQuery) -> tuple[list[ExchangeRow], int]:
-        """One page of rows, and how many match in all."""
+    async def recorded(self, named: Sequence[tuple[ExchangeRow, str, str]]) -> list[Recorded]:
+        """Rows, given with their body ids, with their bodies: one question of the store for all of them."""
+        found = await read_bodies(self.traces, self.body_key, self.tenant, (name for _, *names in named for name in names))
+        return [_recorded(row, found.get(asked), found.get(given), bool(asked or given)) for row, asked, given in named]
+
+    async def rows(self, query: TraceQuery) -> tuple[list[tuple[ExchangeRow, str, str]], int]:
+        """One page of rows with their body ids, and how many match in all."""
         return await self.traces.list(self.tenant, query), await self.traces.count(self.tenant, query)
 
     async def live(self) -> AsyncIterator[ExchangeRow | None]:
@@ -402,7 +403,13 @@ class Keeper:
 
     async def note(self, kind: str, actor: str, target: str, detail: dict[str, Any]) -> None:
         """Keep an event of something that no other record changes with."""
-        await self.records.commit(self.tenant, [event(self.tenant, kind, actor, target, detail)])
+        await self.records.commit(self.tenant, [event(self.tenant, kind, actor, target, detail)], quiet=True)
+
+
+def _recorded(row: ExchangeRow, request: bytes | None, answer: bytes | None, named: bool) -> Recorded:
+    kept = request is not None or answer is not None
+    bodies: Bodies = "stored" if kept else "erased" if named else "none" if row.outcome != "ok" else "off"
+    return Recorded(row, request, answer, bodies)
 
 
 def _app(snapshot: Snapshot, name: str) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class LastUsed:
             if merged != kept:
                 merged = await self._living(merged)
             if merged != kept:
-                await self._records.commit(self._tenant, [put(*KEPT, merged, expect=record.version if record else 0)])
+                kept_at = record.version if record else 0
+                await self._records.commit(self._tenant, [put(*KEPT, merged, expect=kept_at)], quiet=True)
         except StoreError as e:
             log.warning("when keys were last used is not kept yet: %s", e)
             return

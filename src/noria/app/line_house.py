@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace as with_fields
 from time import perf_counter_ns
-from typing import cast
+from typing import Protocol, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -37,6 +37,14 @@ class Prepared(msgspec.Struct, frozen=True):
     bounded: bool
 
 
+class Droppable(House, Protocol):
+    """A house that can forget what it has opened."""
+
+    def drop(self, x: Exchange, /) -> None:
+        """Forget the account of `x`, unrecorded."""
+        ...
+
+
 class Halted(NoriaError):
     """The journey has come to the model, and no further was wanted."""
 
@@ -56,7 +64,7 @@ class Unlimited:
 class Preparing:
     """`House` of a `prepare`, over the house in force."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: Droppable) -> None:
         self._house = house
         self.prepared: Prepared | None = None
 
@@ -82,6 +90,7 @@ class Preparing:
         """Not recorded, except where it was refused."""
         if self.prepared is None:
             return self._house.close(x, account)
+        self._house.drop(x)
         return account.row(x, worker="", config="")
 
     async def send(self, x: Exchange, gate: object, account: Account, began: int) -> ModelReply:  # noqa: ARG002  as a router

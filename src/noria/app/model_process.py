@@ -48,7 +48,10 @@ class Launch(msgspec.Struct, frozen=True):
 
 
 Listening = dict[str, Any]
-"""What a server says once it listens: facts for its readers; `port` where it is not on a unix socket."""
+"""What a server says once it listens: facts for its readers; `port` where it is not on a unix socket; `busy`, which tells
+whether it answers anybody, for a server that a successor has replaced."""
+NOTICED = 0.5
+"""Seconds after which every worker has noticed a successor: they look every 0.1 s."""
 Serve = Callable[[Launch], AbstractContextManager[Listening]]
 
 
@@ -71,9 +74,9 @@ def main(argv: Sequence[str] | None, serve: Serve) -> int:
     options = _parse(argv)
     home = options.home.expanduser().absolute()
     status = _Status(options.status or status_path(home, options.model_id), options.model_id)
-    stop = threading.Event()
+    stop, hurry = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: (hurry if stop.is_set() else stop).set())
     os.umask(0o077)
     try:
         status.tell("loading")
@@ -83,17 +86,27 @@ def main(argv: Sequence[str] | None, serve: Serve) -> int:
             with serve(launch) as listening:
                 took = round(monotonic() - began, 3)
                 port = int(listening.pop("port", 0))
+                busy = listening.pop("busy", None)
                 facts = {**listening, "kind": launch.manifest.kind, "load_seconds": took}
                 status.tell("ready", uds="" if port else launch.uds, port=port, secret=launch.secret, facts=facts)
                 print(f"{options.model_id}: ready after {took} s", file=sys.stderr, flush=True)  # noqa: T201  # stderr is this process's log
                 while not stop.wait(60.0):
                     pass
+                if status.succeeded():
+                    _finish(busy, hurry)
     except NoriaError as e:
         status.tell("failed", detail=e.text)
         print(e.text, file=sys.stderr, flush=True)  # noqa: T201  # stderr is this process's log
         return 1
     status.forget()
     return 0
+
+
+def _finish(busy: Callable[[], bool] | None, hurry: threading.Event) -> None:
+    """A successor serves: end when nobody is answered here any more, or when told a second time."""
+    hurry.wait(NOTICED)
+    while not hurry.is_set() and busy is not None and busy():
+        hurry.wait(0.25)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -145,6 +158,11 @@ class _Status:
         if state != "ready" and now is not None and now.state == "ready" and now.pid != os.getpid():
             return
         publish(self.path, Service(self._name, state, os.getpid(), time_ns(), **more))
+
+    def succeeded(self) -> bool:
+        """Whether another process serves under this name."""
+        now = Watch(self.path).read()
+        return now is not None and now.state == "ready" and now.pid != os.getpid()
 
     def forget(self) -> None:
         """Remove what we published, and only that."""

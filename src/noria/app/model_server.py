@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def serve(launch: Launch) -> Iterator[Listening]:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     server = _server(launch)
     try:
-        yield _warm(launch, str(server.listening_address))
+        listening = _warm(launch, str(server.listening_address))
+        yield listening | {"busy": partial(_busy, launch, listening["port"])}
     finally:
         del server  # its destructor ends the answers in flight and joins the threads
         if launch.uds:
@@ -72,6 +74,7 @@ def _parameters(xllamacpp: Any, launch: Launch) -> Any:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = launch.threads
     params.cache_ram_mib = PROMPT_CACHE_MB
     params.ui = params.endpoint_slots = False  # slots would show one caller's prompt to another
+    params.endpoint_metrics = True  # numbers only: whether somebody is being answered
     params.verbosity = WARNINGS
     params.use_jinja = True
     if launch.manifest.kind == "embedding":
@@ -98,7 +101,22 @@ def _warm(launch: Launch, address: str) -> Listening:
     }
 
 
+def _busy(launch: Launch, port: int) -> bool:
+    """Whether it answers anybody, or has somebody waiting."""
+    try:
+        text = _call(launch, port, "GET", "/metrics", None).decode()
+    except (OSError, http.client.HTTPException, NoriaError):
+        return False
+    numbers = dict(line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+    return any(float(numbers.get(f"llamacpp:requests_{what}", 0)) > 0 for what in ("processing", "deferred"))
+
+
 def _ask(launch: Launch, port: int, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    decoded: dict[str, Any] = msgspec.json.decode(_call(launch, port, method, path, body))
+    return decoded
+
+
+def _call(launch: Launch, port: int, method: str, path: str, body: dict[str, Any] | None) -> bytes:
     connection = _UnixConnection(launch.uds) if launch.uds else http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     headers = {"authorization": f"Bearer {launch.secret}", "content-type": "application/json"}
     try:
@@ -109,8 +127,7 @@ def _ask(launch: Launch, port: int, method: str, path: str, body: dict[str, Any]
         connection.close()
     if answer.status != 200:
         raise NoriaError(f"llama.cpp answers {path} with {answer.status}: {data[:300]!r}.", code="model_failed")
-    decoded: dict[str, Any] = msgspec.json.decode(data)
-    return decoded
+    return data
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -47,7 +47,7 @@ class KeptResponses:
             return False
         data = Vault(secret).seal(tenant, kept.id, msgspec.msgpack.encode(kept))
         value = msgspec.msgpack.encode(_Sealed(kept.key, kept.subject, data))
-        await self._records.commit(tenant, [Write(RESPONSE, kept.id, value)])
+        await self._records.commit(tenant, [Write(RESPONSE, kept.id, value)], quiet=True)
         return True
 
     async def recall(self, tenant: str, key: str, ids: tuple[str, ...], *, chain: bool = False) -> tuple[Kept, ...]:
@@ -93,7 +93,7 @@ class KeptResponses:
         """Delete it; whether this key had it."""
         if await self._one(tenant, key, id) is None:
             return False
-        await self._records.commit(tenant, [Write(RESPONSE, id, None)])
+        await self._records.commit(tenant, [Write(RESPONSE, id, None)], quiet=True)
         return True
 
     async def expire(self, tenant: str, now_ns: int) -> int:
@@ -103,7 +103,7 @@ class KeptResponses:
         while True:
             old = [r.id for r in await self._records.scan(tenant, RESPONSE, limit=_AT_ONCE) if r.id[:12] < before]
             if old:
-                await self._records.commit(tenant, [Write(RESPONSE, name, None) for name in old])
+                await self._records.commit(tenant, [Write(RESPONSE, name, None) for name in old], quiet=True)
                 count += len(old)
             if len(old) < _AT_ONCE:
                 return count

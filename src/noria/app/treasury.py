@@ -154,7 +154,7 @@ class Treasury:
         return self._bases[name]
 
     async def _keep(self, budget: Budget, base: Base) -> Base:
-        await self._records.commit(self._tenant, [put(BASE, _name(budget), base)])
+        await self._records.commit(self._tenant, [put(BASE, _name(budget), base)], quiet=True)
         self._bases[_name(budget)] = base
         return base
 
@@ -277,7 +277,7 @@ class Treasury:
             self._told.add(name)
             try:
                 noted = event(self._tenant, "budget.reached", "keeper", budget.id, detail)
-                await self._records.commit(self._tenant, [put(ALERT, name, Alert(now, used), expect=0), noted])
+                await self._records.commit(self._tenant, [put(ALERT, name, Alert(now, used), expect=0), noted], quiet=True)
             except Conflict:
                 continue  # told before this keeper began
             log.warning("budget %s (%s): %.0f %% spent", budget.id, budget.scope, 100 * used / max(1, budget.nanousd))

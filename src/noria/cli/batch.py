@@ -32,7 +32,7 @@ def command() -> None:
 @click.option("--wait", is_flag=True, help="Return when it is over; exit 1 where it was not completed.")
 @_KEY
 @_JSON
-def create(file: Path, endpoint: str, window: str, wait: bool, key: str | None, as_json: bool) -> None:  # noqa: PLR0917  click passes by name
+def create(file: Path, *, endpoint: str, window: str, wait: bool, key: str | None, as_json: bool) -> None:
     """Hand in FILE, one request a line in OpenAI's format."""
     kind, body = _form(file)
     stored = _ask("POST", "/v1/files", body, key=key, kind=kind)

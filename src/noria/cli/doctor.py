@@ -141,8 +141,10 @@ def _models() -> Iterator[Finding]:
 def _service() -> Iterator[Finding]:
     here = home()
     if not reachable(here):
-        yield _silent(here)
-        yield from _at_rest(here)
+        silent = _silent(here)
+        yield silent
+        if silent[0] != "fail":  # nothing runs
+            yield from _at_rest(here)
         yield from _logs(here)
         return
     status: dict[str, Any] = call("GET", "/api/status")

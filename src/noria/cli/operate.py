@@ -42,7 +42,7 @@ def drain(undo: bool, as_json: bool) -> None:
     request = urllib.request.Request(  # noqa: S310  the address of the running service
         gateway_url() + "/drainz", b"" if not undo else None, method="DELETE" if undo else "POST"
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  as above
         told = msgspec.json.decode(answer.read())
     if as_json:
         emit(told)

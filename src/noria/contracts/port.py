@@ -54,15 +54,19 @@ class RecordStore(Protocol):
         """Records of a kind with id > `after`, ordered by id (byte order), at most `limit`."""
         ...
 
-    async def commit(self, tenant: str, writes: Sequence[Write]) -> int:
+    async def commit(self, tenant: str, writes: Sequence[Write], *, quiet: bool = False) -> int:
         """Apply all writes or none, durably; the tenant's new revision, which rises by one a commit.
 
         Raises `Conflict` (nothing written) when an `expect` does not hold.
+
+        `quiet` is for records that are no configuration (a conversation's turn, a batch's progress): the revision stays as
+        it is and nobody who waits in `changed` wakes. All else holds as without it: whole or not at all, durable, versions
+        that rise, `expect`.
         """
         ...
 
     async def revision(self, tenant: str) -> int:
-        """How many commits this tenant has had; 0 for one never seen."""
+        """How many commits this tenant has had, quiet ones apart; 0 for one never seen."""
         ...
 
     async def changed(self, tenant: str, revision: int, within: float) -> int:
@@ -171,8 +175,8 @@ class TraceStore(Protocol):
         """How far each spool has been consumed, as of the last append."""
         ...
 
-    async def list(self, tenant: str, query: TraceQuery) -> list[ExchangeRow]:
-        """Matching rows, newest first, bodies left empty."""
+    async def list(self, tenant: str, query: TraceQuery) -> list[tuple[ExchangeRow, str, str]]:
+        """Matching rows, newest first, bodies left empty, each with its body ids ("" = none)."""
         ...
 
     async def count(self, tenant: str, query: TraceQuery) -> int:
@@ -193,6 +197,10 @@ class TraceStore(Protocol):
 
     async def body(self, tenant: str, id: str) -> Body | None:
         """One encrypted body."""
+        ...
+
+    async def bodies(self, tenant: str, ids: Sequence[str]) -> Sequence[Body]:
+        """Those of these encrypted bodies that are there, each once, in any order; at the cost of about one `body`."""
         ...
 
     async def seal(self, tenant: str, before_day: str) -> int:

@@ -100,7 +100,7 @@ def compiled(price: Price, *, batch: bool = False) -> Compiled:
     """`price` as integers."""
     share = Decimal(str(price.batch)) if batch else Decimal(1)
     base = _rates(price, None, share)
-    tiers = tuple(_rates(price, t, share) for t in sorted(price.tiers, key=lambda t: -t.above)) + (base,)
+    tiers = (*(_rates(price, t, share) for t in sorted(price.tiers, key=lambda t: -t.above)), base)
     return Compiled(
         tiers,
         _pico(price.request * 1e6, share),
@@ -118,7 +118,7 @@ def cost_of(price: Price, usage: Usage, *, model_ns: int = 0, batch: bool = Fals
     """
     made = compiled(price, batch=batch)
     total = usage.input or 0
-    for rates in made.tiers:  # noqa: B007  the last one always applies
+    for rates in made.tiers:  # the last one always applies
         if total > rates.above:
             break
     pico = made.request + parts(rates, usage)
@@ -163,18 +163,18 @@ def _rates(price: Price, tier: Tier | None, share: Decimal) -> Rates:
         value = getattr(tier, name, None) if tier is not None else None
         return value if value is not None else default
 
-    input, output = of("input", price.input), of("output", price.output)
+    plain, spoken = of("input", price.input), of("output", price.output)
     cached, write, long = (of(n, getattr(price, n)) for n in ("cached", "cache_write", "cache_write_long"))
     choice = (
-        input,
-        input if cached is None else cached,
-        input if write is None else write,
-        (input if write is None else write) if long is None else long,
-        input if price.audio_input is None else price.audio_input,
-        input if price.image_input is None else price.image_input,
-        output,
-        of("reasoning", output if price.reasoning is None else price.reasoning),
-        output if price.audio_output is None else price.audio_output,
+        plain,
+        plain if cached is None else cached,
+        plain if write is None else write,
+        (plain if write is None else write) if long is None else long,
+        plain if price.audio_input is None else price.audio_input,
+        plain if price.image_input is None else price.image_input,
+        spoken,
+        of("reasoning", spoken if price.reasoning is None else price.reasoning),
+        spoken if price.audio_output is None else price.audio_output,
     )
     return Rates(tier.above if tier else -1, *(_pico(v, share) for v in choice if v is not None))
 

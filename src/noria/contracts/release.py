@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from noria.contracts.routing import Feature, Routing
-
 from noria.contracts.price import Price as Price  # noqa: PLC0414  part of an endpoint
+from noria.contracts.routing import Feature, Routing
 
 
 class Timeouts(msgspec.Struct, frozen=True):
@@ -163,6 +162,8 @@ class Key(msgspec.Struct, frozen=True):
     """(hash, int64 ns UTC until which it works) of texts that rotation has replaced; a snapshot has them as keys of their own."""
     metadata: dict[str, str] = {}
     """For people and their tools; not in snapshots."""
+    priority: Literal["high", "normal", "low"] = "normal"
+    """The highest priority that its requests may ask for (`x-noria-priority`), where a limit has a queue."""
 
 
 class Budget(msgspec.Struct, frozen=True):

@@ -20,7 +20,8 @@ from noria.contracts.release import Endpoint
 from noria.contracts.verdict import Cost, Field, Ruling, Scope, Verdict
 
 Channel = str
-"""`content`, `reasoning`, `refusal` or `tool.<index>` (the arguments of tool call <index>)."""
+"""`content`, `reasoning`, `refusal`, `tool.<index>` (the arguments of tool call <index>, JSON text) or `custom.<index>` (the
+input of tool call <index> where that is of a custom tool, free text)."""
 
 Sink = Callable[[bytes], None]
 """Takes the next bytes of a stream, in order, any chunking; never blocks. What it raises ends the stream."""
@@ -180,7 +181,7 @@ class Provider(ABC):
     async def raw(
         self,
         call: RawCall,
-        on_head: OnHead | None = None,
+        on_head: OnHead | None = None,  # noqa: ARG002  for who overrides it
         valve: Valve | None = None,  # noqa: ARG002  for who overrides it
     ) -> tuple[int, list[tuple[str, str]], bytes]:
         """Pass one request on as it is, with the endpoint's credentials and none of the caller's; what came back, as it came.

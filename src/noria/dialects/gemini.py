@@ -3,7 +3,7 @@
 What cannot be said in the other dialect is refused (`unsupported_feature`) or told in a warning, never dropped in
 silence. The extension field `gemini` of a chat request is merged into the request (`safetySettings`, `cachedContent`, …).
 Signatures of thoughts travel as Google's own compatible endpoint has them: `extra_content.google.thought_signature`.
-Shapes as in the API reference v1beta (2026-11).
+Shapes of `v1beta` as generally known: not compared with the reference, nor with a real endpoint, when this was written.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _LACKING: Fields = {
 }  # fmt: skip
 """Fields of OpenAI's that it has no word for, with the values that ask for nothing; others that are unknown are forwarded."""
 _BUDGETS = {"none": 0, "minimal": 512, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576, "max": 24576}
-"""Efforts as Google's compatible endpoint reads them, in tokens of thought."""
+"""Tokens of thought for an effort: our choice, near what Google's compatible endpoint is said to do."""
 _UNSIGNED = "skip_thought_signature_validator"
-"""What Google documents for calls that come without a signature, as those of other models do."""
+"""Said to be taken for calls without a signature, as those of other models are; not tried on a real endpoint."""
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[\w=.+-]+)*;base64,(.*)", re.DOTALL)
 _GARBAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 

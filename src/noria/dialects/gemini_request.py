@@ -122,9 +122,9 @@ def _answered(parts: list[Fields], where: str, turn: str, names: dict[str, list[
             rest.append(_part(part, f"{where}.parts[{j}]"))
             continue
         name = str(call.get("name") or "")
-        id = str(call.get("id") or f"call_{turn}_{j}")
-        names.setdefault(name, []).append(id)
-        made: Fields = {"id": id, "type": "function"}
+        own = str(call.get("id") or f"call_{turn}_{j}")
+        names.setdefault(name, []).append(own)
+        made: Fields = {"id": own, "type": "function"}
         made["function"] = {"name": name, "arguments": msgspec.json.encode(call.get("args") or {}).decode()}
         if part.get("thoughtSignature"):
             made["extra_content"] = {"google": {"thought_signature": part["thoughtSignature"]}}
@@ -142,9 +142,9 @@ def _asked(parts: list[Fields], where: str, names: dict[str, list[str]]) -> list
             rest.append(_part(part, f"{where}.parts[{j}]"))
             continue
         waiting = names.get(str(answer.get("name") or ""), [])
-        id = answer.get("id") or (waiting.pop(0) if waiting else f"call_{answer.get('name')}")
+        own = answer.get("id") or (waiting.pop(0) if waiting else f"call_{answer.get('name')}")
         content = msgspec.json.encode(answer.get("response") or {}).decode()
-        results.append({"role": "tool", "tool_call_id": id, "name": answer.get("name") or "", "content": content})
+        results.append({"role": "tool", "tool_call_id": own, "name": answer.get("name") or "", "content": content})
     return [*results, {"role": "user", "content": _plain(rest)}] if rest or not results else results
 
 
@@ -211,11 +211,13 @@ def _thinking(config: Fields) -> Fields:
 def _tools(fields: Fields) -> Fields:
     made: Fields = {}
     tools: list[Fields] = []
-    for i, tool in enumerate(_list(fields.get("tools"), "tools")):
-        tool = _camels(_object(tool, f"tools[{i}]"))
+    for i, given in enumerate(_list(fields.get("tools"), "tools")):
+        tool = _camels(_object(given, f"tools[{i}]"))
         declared = tool.pop("functionDeclarations", None)
-        for declaration in _list(declared, f"tools[{i}].functionDeclarations"):
-            tools.append({"type": "function", "function": _declared(_camels(_object(declaration, f"tools[{i}]")))})
+        tools += [
+            {"type": "function", "function": _declared(_camels(_object(declaration, f"tools[{i}]")))}
+            for declaration in _list(declared, f"tools[{i}].functionDeclarations")
+        ]
         if tool:
             tools.append({"type": EXTENSION, EXTENSION: tool})
     if tools:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from noria.contracts.error import RequestError
@@ -48,7 +49,7 @@ def widened(schema: Any) -> Any:
     return made
 
 
-def _subset(schema: Any, roots: Fields, where: str, lost: dict[str, None], depth: int) -> Fields:  # noqa: PLR0917  a recursion carries its state
+def _subset(schema: Any, roots: Fields, where: str, lost: dict[str, None], depth: int) -> Fields:
     if depth > DEPTH_LIMIT:
         raise RequestError(
             f"The schema at '{where}' is nested deeper than {DEPTH_LIMIT} levels, or refers to itself: the Gemini API takes neither.",
@@ -71,17 +72,23 @@ def _subset(schema: Any, roots: Fields, where: str, lost: dict[str, None], depth
         made.setdefault("type", "OBJECT")
     if isinstance(schema.get("items"), dict):
         made["items"] = _subset(schema["items"], roots, where, lost, depth + 1)
-    variants = schema.get("anyOf") or schema.get("oneOf")
-    if isinstance(variants, list):
-        inner = [_subset(s, roots, where, lost, depth + 1) for s in variants if s != {"type": "null"}]
-        if len(inner) < len(variants):
-            made["nullable"] = True
-        made |= inner[0] if len(inner) == 1 else {"anyOf": inner}
-    if isinstance(schema.get("allOf"), list) and len(schema["allOf"]) == 1:
-        made = {**_subset(schema["allOf"][0], roots, where, lost, depth + 1), **made}
+    made = _variants(schema, made, lambda s: _subset(s, roots, where, lost, depth + 1))
     for key in schema.keys() - {*_KEPT, *_SILENT, "const", "oneOf"}:
         if not (key == "allOf" and len(schema[key]) == 1):
             lost[f"The schema at '{where}' lost '{key}': the Gemini API has no word for it."] = None
+    return made
+
+
+def _variants(schema: Fields, made: Fields, inner: Callable[[Any], Fields]) -> Fields:
+    """`made` with what the schema says of alternatives; `null` among them is `nullable`, one alone needs no list."""
+    variants = schema.get("anyOf") or schema.get("oneOf")
+    if isinstance(variants, list):
+        others = [inner(s) for s in variants if s != {"type": "null"}]
+        if len(others) < len(variants):
+            made["nullable"] = True
+        made |= others[0] if len(others) == 1 else {"anyOf": others}
+    if isinstance(schema.get("allOf"), list) and len(schema["allOf"]) == 1:
+        made = {**inner(schema["allOf"][0]), **made}
     return made
 
 

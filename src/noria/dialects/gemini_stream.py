@@ -40,7 +40,10 @@ class GenerateStream:
     def end(self) -> bytes:
         """What the last event gives, where its blank line is missing, and the end of the stream."""
         rest = self._splitter.rest()
-        out = self._translate(rest) if rest.strip() else b""
+        try:
+            out = self._translate(rest) if rest.strip() else b""
+        except ValueError:  # half an event: the stream was cut, which its missing end tells
+            return b""
         if not self.complete or self.failure is not None:
             return out
         usage = frame_of(msgspec.json.encode(self._top() | {"choices": [], "usage": usage_of(self._usage)}))

@@ -29,6 +29,7 @@ _EFFORTS = ((2048, "low"), (8192, "medium"))
 
 _REFUSED = {
     "container": "it names a container of another provider",
+    "cachedContent": "what it holds is at another provider",
     "inference_geo": "only its own provider can promise where it computes",
 }
 """Left-over fields on which the answer depends."""
@@ -192,11 +193,11 @@ def _tools(tools: Any, lost: dict[str, None]) -> list[Fields]:
             raise unsupported("tools", "a tool is an object")
         if tool.get("type") in _EXTENSIONS:
             raise unsupported(str((tool.get(tool["type"]) or {}).get("type") or "tools"), "it is a tool of another provider")
-        tool = dict(tool)
-        _unmark(tool, lost)
-        for name in tool.pop("anthropic", None) or ():
+        kept = dict(tool)
+        _unmark(kept, lost)
+        for name in kept.pop("anthropic", None) or ():
             lost[f"'{name}' of a tool was left out: it has no counterpart."] = None
-        made.append(tool)
+        made.append(kept)
     return made
 
 

@@ -10,8 +10,13 @@ from typing import Any, Protocol
 
 import msgspec
 
+from noria.contracts.error import RequestError
 from noria.contracts.exchange import Answer, Dialect, Kind, Usage
 from noria.dialects import anthropic_native, gemini_native
+from noria.dialects.anthropic import read_message
+from noria.dialects.anthropic_request import read_messages_request
+from noria.dialects.gemini import read_generate
+from noria.dialects.gemini_request import read_generate_request
 from noria.dialects.openai_answer import read_answer
 from noria.dialects.openai_stream import StreamReader, assemble
 
@@ -87,6 +92,31 @@ def assemble_any(stream: bytes, dialect: Dialect = "openai") -> dict[str, Any]:
     if dialect == "anthropic":
         return anthropic_native.assemble_native(stream)
     return gemini_native.assemble_native(stream) if dialect == "gemini" else assemble(stream)
+
+
+def in_chat_form(dialect: Dialect, request: Any, answer: Any) -> dict[str, Any]:
+    """Native bodies as chat, for a page that shows conversations; null where one is too odd to be translated."""
+    return {"request": _chat_request(dialect, request), "answer": _chat_answer(dialect, answer)}
+
+
+def _chat_request(dialect: Dialect, request: Any) -> Any:
+    try:
+        native = msgspec.json.decode(msgspec.json.encode(request), type=Raws)
+        if dialect == "anthropic":
+            chat = read_messages_request(native, counting=True)
+        else:
+            chat = read_generate_request(native, "", stream=False)
+    except (RequestError, msgspec.ValidationError):
+        return None
+    return msgspec.json.decode(msgspec.json.encode(chat))
+
+
+def _chat_answer(dialect: Dialect, answer: Any) -> Any:
+    body = msgspec.json.encode(answer)
+    try:
+        return msgspec.json.decode(read_message(body, 0) if dialect == "anthropic" else read_generate(body, 0))
+    except ValueError:
+        return None
 
 
 def text_of_answer(answer: dict[str, Any], dialect: Dialect) -> str:

@@ -279,8 +279,8 @@ def _edit_tool_calls(message: Fields, edit: Callable[[Channel, str], str]) -> se
     calls: list[Fields] = [dict(call) for call in _FIELDS_LIST.decode(raw)]
     changed: set[Channel] = set()
     for i, call in enumerate(calls):
-        channel = f"tool.{integer(call.get('index'), i)}"
-        for key, inner in (("function", "arguments"), ("custom", "input")):
+        index = integer(call.get("index"), i)
+        for key, inner, channel in (("function", "arguments", f"tool.{index}"), ("custom", "input", f"custom.{index}")):
             if key in call and _edit_inside(call, key, inner, lambda text, c=channel: edit(c, text)):  # type: ignore[misc]  # c binds the loop's value
                 changed.add(channel)
     if changed:

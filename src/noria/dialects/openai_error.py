@@ -38,7 +38,7 @@ def error_body(
     >>> error_body("no", "invalid_request_error", None, "x")
     b'{"error":{"message":"no","type":"invalid_request_error","param":null,"code":"x"}}'
     """
-    return msgspec.json.encode(_Body(_Detail(message, type, param, code, details if details else msgspec.UNSET)))
+    return msgspec.json.encode(_Body(_Detail(message, type, param, code, details or msgspec.UNSET)))
 
 
 def error_answer(error: NoriaError) -> tuple[int, Headers, bytes]:

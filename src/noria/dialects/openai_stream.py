@@ -307,8 +307,8 @@ class StreamEditor:
             choice |= {"text": text, "logprobs": None}
         elif key == "function_call":
             choice["delta"] = {key: {"arguments": text}}
-        elif channel.startswith("tool."):
-            choice["delta"] = {"tool_calls": [{"index": int(channel[5:]), key: {_INNER[key]: text}}]}
+        elif key in _INNER:
+            choice["delta"] = {"tool_calls": [{"index": int(channel.partition(".")[2]), key: {_INNER[key]: text}}]}
         else:
             choice["delta"] = {key: text}
         like = {name: None if name == "usage" else value for name, value in self._like.items()}
@@ -324,14 +324,8 @@ def _key_of(channel: Channel, holder: Fields) -> str:
     if channel == "reasoning":
         return "reasoning_content" if string(holder.get("reasoning_content")) else "reasoning"
     if channel.startswith("tool."):
-        if "function_call" in holder:
-            return "function_call"
-        return (
-            "custom"
-            if b'"custom"' in bytes(holder.get("tool_calls") or b"") and b'"function"' not in bytes(holder["tool_calls"])
-            else "function"
-        )
-    return channel
+        return "function_call" if "function_call" in holder else "function"
+    return "custom" if channel.startswith("custom.") else channel
 
 
 def _is_list(fields: Fields) -> bool:

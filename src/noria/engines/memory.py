@@ -37,7 +37,7 @@ class MemoryRecords:
         found = [r for (owner, _, _), r in self._records.items() if owner == tenant and r.kind == kind and r.id > after]
         return sorted(found, key=lambda r: r.id)[: max(0, limit)]
 
-    async def commit(self, tenant: str, writes: Sequence[Write]) -> int:
+    async def commit(self, tenant: str, writes: Sequence[Write], *, quiet: bool = False) -> int:
         """As `RecordStore.commit`."""
         changed: dict[tuple[str, str, str], Record | None] = {}
         for write in writes:
@@ -56,6 +56,8 @@ class MemoryRecords:
                 self._records.pop(key, None)
             else:
                 self._records[key] = record
+        if quiet:
+            return self._revisions.get(tenant, 0)
         self._revisions[tenant] += 1
         for event in self._watchers.get(tenant, ()):
             event.set()

@@ -2,7 +2,8 @@
 or `sqlite:////absolute/path.db`.
 
 Each instance has one thread with one connection, so the event loop never waits for the disk; several instances
-and processes share the file through WAL. `synchronous=FULL`: a commit is on disk before it returns.
+and processes share the file through WAL. `synchronous=FULL`: a commit is on disk before it returns. Transactions that
+come while the thread waits for the disk share the next commit, each in a savepoint of its own: one fsync for all of them.
 Queries and migrations are those of `noria.kit.sql`.
 """
 
@@ -13,13 +14,14 @@ import os
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from noria.contracts.error import ConfigError, StoreError, boundary
+from noria.contracts.error import ConfigError, NoriaError, StoreError, boundary
 from noria.contracts.port import Counter, Engine, Queue, RecordStore
 from noria.kit.sql import Call, Dialect, Query, Rows, SqlCounter, SqlQueue, SqlRecords, Transaction, drive, migrate, render
 
@@ -32,6 +34,9 @@ BUSY_S = 10.0
 
 OLDEST = (3, 35, 0)
 """The first SQLite with RETURNING and MATERIALIZED."""
+
+AT_ONCE = 256
+"""Transactions that share one commit at most: the lock on the file is held meanwhile."""
 
 _OPENING = threading.Lock()
 """Instances of one process open their files one after the other, see `_create_private` and `_use_wal`."""
@@ -48,8 +53,21 @@ def path_of(url: str) -> Path:
     return Path(path)
 
 
+class _Waiting:
+    """A transaction that waits for the thread, and who waits for it."""
+
+    def __init__(self, name: str, work: Callable[[], Transaction[Any]]) -> None:
+        self.name = name
+        self.work = work
+        self.end: Future[Any] = Future()
+        self.value: Any = None
+        self.error: NoriaError | None = None
+
+
 class SqliteDatabase:
-    """One connection in one thread, opened on first use. Calls run in the order in which they were made."""
+    """One connection in one thread, opened on first use. Transactions run in the order in which they were made, and
+    so do single statements; a transaction may overtake statements that wait for the thread.
+    """
 
     def __init__(self, url: str) -> None:
         if sqlite3.sqlite_version_info < OLDEST:
@@ -60,6 +78,7 @@ class SqliteDatabase:
         self._thread = ThreadPoolExecutor(1, "noria-sqlite")
         self._connection: sqlite3.Connection | None = None
         self._closed = False
+        self._waiting: deque[_Waiting] = deque()
 
     async def query(self, query: Query, *params: Any) -> Rows:
         """As `Database.query`."""
@@ -67,7 +86,12 @@ class SqliteDatabase:
 
     async def transact(self, name: str, work: Callable[[], Transaction[T]]) -> T:
         """As `Database.transact`. Where the caller is cancelled meanwhile, it still ends whole: applied or not."""
-        return await self._call(name, lambda: self._transact(self._open(), work))
+        waiting = _Waiting(name, work)
+        with self._told(name):
+            self._waiting.append(waiting)
+            self._thread.submit(self._take_waiting)
+            value: T = await asyncio.wrap_future(waiting.end)
+            return value
 
     def announce(self, _tenant: str, /) -> Sequence[Call]:
         """Nothing: SQLite wakes nobody."""
@@ -86,10 +110,16 @@ class SqliteDatabase:
             self._thread.shutdown(wait=False)
 
     async def _call(self, what: str, work: Callable[[], T]) -> T:
+        with self._told(what):
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Errors that name the file and what was asked of it."""
         if self._closed:
             raise StoreError(f"sqlite: {what}: {self._path} is closed.")
         with boundary(StoreError, f"sqlite: {what}: {self._path}"):
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            yield
 
     # --- in the thread ---
 
@@ -119,6 +149,47 @@ class SqliteDatabase:
             # IMMEDIATE: a transaction that reads before it writes would fail, not wait, when another writer is quicker.
             connection.execute("BEGIN IMMEDIATE")
             return drive(work(), lambda query, params: self._execute(connection, query, params))
+
+    def _take_waiting(self) -> None:
+        """Run what waits, committed together. Called once for each that waits, so that it mostly finds nothing any more."""
+        group: list[_Waiting] = []
+        while self._waiting and len(group) < AT_ONCE:
+            waiting = self._waiting.popleft()
+            if waiting.end.set_running_or_notify_cancel():
+                group.append(waiting)
+        if not group:
+            return
+        try:
+            with boundary(StoreError, f"sqlite: {group[0].name}: {self._path}"):
+                self._transact_all(self._open(), group)
+        except NoriaError as e:
+            for waiting in group:
+                waiting.end.set_exception(e)
+            return
+        for waiting in group:  # only now: nobody is told before all of it is on disk
+            if waiting.error is not None:
+                waiting.end.set_exception(waiting.error)
+            else:
+                waiting.end.set_result(waiting.value)
+
+    def _transact_all(self, connection: sqlite3.Connection, group: Sequence[_Waiting]) -> None:
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for waiting in group:
+                self._attempt(connection, waiting)
+
+    def _attempt(self, connection: sqlite3.Connection, waiting: _Waiting) -> None:
+        """One of a group: what it raises rolls back its own writes only."""
+        connection.execute("SAVEPOINT one")
+        try:
+            with boundary(StoreError, f"sqlite: {waiting.name}: {self._path}"):
+                waiting.value = drive(waiting.work(), lambda query, params: self._execute(connection, query, params))
+        except NoriaError as e:
+            if not connection.in_transaction:  # SQLite gave all of it up (the disk is full, say): nobody's writes stand
+                raise
+            waiting.error = e
+            connection.execute("ROLLBACK TO one")
+        connection.execute("RELEASE one")
 
     def _close(self) -> None:
         if self._connection is not None:

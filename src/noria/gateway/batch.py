@@ -105,16 +105,19 @@ class Pace:
 
 async def run(lines: Sequence[Line], ask: Ask, take: Take, *, pace: Pace, most: int, stopped: Callable[[], bool]) -> None:
     """Ask every line once, at most `most` at a time; each result goes to `take`. Lines begun when `stopped` are finished,
-    the others are left. Cancelling ends at once.
+    the others are left. Cancelling ends at once; what `ask` raises ends everything.
     """
     places = asyncio.Semaphore(most)
-    async with asyncio.TaskGroup() as group:
-        for line in lines:
-            await places.acquire()
-            if stopped():
-                break
-            task = group.create_task(_one(line, ask, take, pace=pace, stopped=stopped))
-            task.add_done_callback(lambda _: places.release())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for line in lines:
+                await places.acquire()
+                if stopped():
+                    break
+                task = group.create_task(_one(line, ask, take, pace=pace, stopped=stopped))
+                task.add_done_callback(lambda _: places.release())
+    except ExceptionGroup as e:  # one failure ends them all: it is what callers know how to take
+        raise e.exceptions[0] from None
 
 
 async def _one(line: Line, ask: Ask, take: Take, *, pace: Pace, stopped: Callable[[], bool]) -> None:

@@ -4,7 +4,7 @@ The first to ask leads: its account gets the attempts and the bill. Whoever asks
 frames so far at once and the others as they come, each through outward stages of its own. A leader that is cancelled
 stays until the call has ended while anybody follows, so that the call is paid exactly; with nobody left the call
 is cancelled at once. A call that fails fails for all who had joined: the router has tried every endpoint by then, and a
-second attempt of each follower would be the stampede that sharing is there to prevent (ADR 0024).
+second attempt of each follower would be the stampede that sharing is there to prevent (ADR 17).
 """
 
 from __future__ import annotations

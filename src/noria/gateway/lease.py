@@ -234,7 +234,8 @@ class Slices:
             found = self._by_account[tenant, account] = Slice(
                 self._leases, tenant, account, ceiling=ceiling, expires_ns=expires_ns, workers=self.workers
             )
-        found.ceiling = ceiling
+        if found.ceiling != ceiling:
+            found.ceiling, found.dry_until = ceiling, 0
         return found
 
     def __iter__(self) -> Iterator[Slice]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 
 from noria.contracts.error import LimitExceeded, StoreError
-from noria.contracts.exchange import Exchange, Usage
+from noria.contracts.exchange import Exchange, Priority, Usage
 from noria.contracts.port import Clock
 from noria.contracts.release import Key, Limit, Snapshot
 from noria.gateway.bank import PERMITS
 from noria.gateway.bound import Bound, bound, limited, reserve_amount
 from noria.gateway.budget import PLANS, Budgets, Journal, Purse, Reservation, Unkept
 from noria.gateway.lease import Leases, Slice, Slices
-from noria.gateway.queue import Line
+from noria.gateway.queue import RANK, Line
 from noria.gateway.scope import scopes
 
 MINUTE_NS = 60_000_000_000
@@ -266,7 +266,7 @@ class Limits:
         try:
             if (line is None or not len(line)) and await gate.fill(now):
                 return True
-            if line is not None and await line.wait(x.priority, gate.limit.queue_seconds):
+            if line is not None and await line.wait(priority_of(x), gate.limit.queue_seconds):
                 return True
         except StoreError:
             self.unchecked += 1
@@ -332,6 +332,12 @@ class Limits:
             await self.slices.tell(give_back=True)
         except StoreError:
             return
+
+
+def priority_of(x: Exchange) -> Priority:
+    """What the caller asks for, at most what the key may; without a key at most `normal`."""
+    most: Priority = x.key.priority if x.key is not None else "normal"
+    return x.priority if RANK[x.priority] >= RANK[most] else most
 
 
 def own_limit(key: Key) -> Limit:

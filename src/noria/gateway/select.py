@@ -51,7 +51,7 @@ class Select:
         self.order = orders[routing.strategy]
         """`order(pool, facts, now_ns)`: the pool's members, best first."""
 
-    def _weighted(self, pool: Sequence[M], facts: Facts, now: int) -> list[M]:  # noqa: ARG002
+    def _weighted(self, pool: Sequence[M], facts: Facts, now: int) -> list[M]:  # noqa: ARG002  one shape for all strategies
         """Drawn without replacement in proportion to the weights (Efraimidis and Spirakis, 2006)."""
         return sorted(pool, key=lambda m: self._draw(m.endpoint.name, self._random.random()))
 
@@ -59,7 +59,7 @@ class Select:
         weight = self._weights.get(name, 1.0)
         return -math.log(1.0 - uniform) / weight if weight > 0 else math.inf
 
-    def _least_latency(self, pool: Sequence[M], facts: Facts, now: int) -> list[M]:  # noqa: ARG002
+    def _least_latency(self, pool: Sequence[M], facts: Facts, now: int) -> list[M]:  # noqa: ARG002  one shape for all strategies
         """The better of two drawn at random first (power of two choices, Mitzenmacher 2001), the others by load.
 
         Taking the best of all would send every request to it until its numbers catch up.
@@ -71,7 +71,7 @@ class Select:
             rest.insert(0, first)
         return rest
 
-    def _cheapest(self, pool: Sequence[M], facts: Facts, now: int) -> list[M]:  # noqa: ARG002
+    def _cheapest(self, pool: Sequence[M], facts: Facts, now: int) -> list[M]:  # noqa: ARG002  one shape for all strategies
         """By price × expected tokens; a model whose price is not known comes last."""
         prompt, answer = facts.tokens, facts.output()
 

@@ -1,7 +1,8 @@
 """Where an exchange carries text of its caller, and how an edited text gets back to its place.
 
 Places: `input.2.0` is part 0 of message 2, `input.2.tool.0` the arguments of its tool call 0,
-`input.2.call` those of its legacy `function_call`, `input.prompt.0` and `input.input.0` a text of a
+`input.2.custom.0` the input of its call 0 where that is of a `custom` tool (free text),
+`input.2.call` the arguments of its legacy `function_call`, `input.prompt.0` and `input.input.0` a text of a
 completion's prompt or an embedding's input.
 """
 
@@ -16,10 +17,12 @@ from noria.contracts.message import Message, Part
 from noria.dialects.openai import read_messages, read_texts, write_texts
 
 _LISTS = ("prompt", "input")
+_CALLS = (("tool", "function", "arguments"), ("custom", "custom", "input"))
+"""Place, key and inner key of what a tool call says."""
 
 
 class Text(msgspec.Struct, frozen=True):
-    """One text with its place. `arguments`: the JSON text of a tool call. `ours`: the release's own words."""
+    """One text with its place. `arguments`: what may be the JSON text of a tool call. `ours`: the release's own words."""
 
     place: str
     text: str
@@ -56,11 +59,14 @@ def texts_of(x: Exchange) -> list[Text]:
 def _arguments(message: Message, i: int) -> list[Text]:
     found = []
     for j, call in enumerate(_calls(message)):
-        arguments = _function(call).get("arguments")
+        arguments = _inside(call, "function").get("arguments")
         if isinstance(arguments, str) and arguments:
             found.append(Text(f"input.{i}.tool.{j}", arguments, arguments=True))
+        given = _inside(call, "custom").get("input")
+        if isinstance(given, str) and given:
+            found.append(Text(f"input.{i}.custom.{j}", given, arguments=given.lstrip()[:1] in ("{", "[")))
     if "function_call" in message.rest:
-        arguments = _function({"function": _json(message.rest["function_call"])}).get("arguments")
+        arguments = _inside({"function": _json(message.rest["function_call"])}, "function").get("arguments")
         if isinstance(arguments, str) and arguments:
             found.append(Text(f"input.{i}.call", arguments, arguments=True))
     return found
@@ -75,9 +81,9 @@ def _calls(message: Message) -> list[Any]:
     return calls if isinstance(calls, list) else []
 
 
-def _function(call: Any) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    return function if isinstance(function, dict) else {}
+def _inside(call: Any, key: str) -> dict[str, Any]:
+    found = call.get(key) if isinstance(call, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def with_texts(x: Exchange, new: dict[str, str]) -> Exchange:
@@ -103,10 +109,13 @@ def _with_texts(message: Message, i: int, new: dict[str, str]) -> Message:
     parts = tuple(Part(new[at], part.raw) if (at := f"input.{i}.{j}") in new else part for j, part in enumerate(message.parts))
     rest = message.rest
     calls = _calls(message)
-    edits = [j for j in range(len(calls)) if f"input.{i}.tool.{j}" in new]
-    for j in edits:
-        calls[j]["function"]["arguments"] = new[f"input.{i}.tool.{j}"]
-    if edits:
+    edited = False
+    for j, call in enumerate(calls):
+        for place, key, inner in _CALLS:
+            if (at := f"input.{i}.{place}.{j}") in new:
+                call[key][inner] = new[at]
+                edited = True
+    if edited:
         rest = {**rest, "tool_calls": msgspec.Raw(msgspec.json.encode(calls))}
     if f"input.{i}.call" in new:
         call = {**_json(rest["function_call"]), "arguments": new[f"input.{i}.call"]}

@@ -228,7 +228,7 @@ class Supervisor:
     def adopt(self, child: Child, heir: Heir) -> None:
         """Take over a living process that the program before this one started; `child` is what follows it if it ends."""
         run = _Run(child)
-        run.log = heir.log
+        run.log, run.process = heir.log, Adopted(heir.pid)
         if heir.running:
             run.state = "running"
         if heir.retiring:
@@ -236,7 +236,7 @@ class Supervisor:
             self._retired.append(run)
         else:
             self._runs[child.name] = run
-        self._begin(run, Adopted(heir.pid))
+        self._begin(run, run.process)
 
     def hand_over(self) -> list[Heir]:
         """Every child that lives, its log's pipe made to survive execve(2). Start nothing after this."""

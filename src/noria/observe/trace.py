@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -231,13 +231,15 @@ class Recorder:
         return Vault(key) if key else None
 
 
-async def read_body(store: TraceStore, key: KeySource, tenant: str, id: str) -> bytes | None:
-    """A body in the clear; None where there is none, or its key was destroyed. Raises `StoreError` for a damaged one."""
-    body = await store.body(tenant, id) if id else None
-    if body is None:
-        return None
-    secret = await key(tenant, body.subject)
-    return Vault(secret).open(tenant, id, body.data) if secret else None
+async def read_bodies(store: TraceStore, key: KeySource, tenant: str, ids: Iterable[str]) -> dict[str, bytes]:
+    """Bodies in the clear, in one question; without those that are not there, and those whose key was destroyed.
+
+    Raises `StoreError` for a damaged one.
+    """
+    sealed = await store.bodies(tenant, list(dict.fromkeys(i for i in ids if i)))
+    secrets = {subject: await key(tenant, subject) for subject in {b.subject for b in sealed}}
+    vaults = {subject: Vault(secret) for subject, secret in secrets.items() if secret}
+    return {b.id: vaults[b.subject].open(tenant, b.id, b.data) for b in sealed if b.subject in vaults}
 
 
 def _bodies(

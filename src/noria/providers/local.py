@@ -100,6 +100,27 @@ class Local(Provider):
         said: dict[str, Any] = msgspec.json.decode(data)
         return int(said["count"]) if "count" in said else len(said["tokens"])
 
+    async def count_request(self, call: ModelCall) -> int:
+        """As `Provider.count_request`: the prompt that the model's chat template makes, by its tokenizer.
+
+        Raises `NotImplementedError` where the template cannot take the request.
+        """
+        server, client = self._connect()
+        kept = {name: raw for name, raw in call.body.items() if name in ("messages", "tools", "tool_choice")}
+        try:
+            status, _, made = await client.send("POST", "/apply-template", _headers(server.secret), write_request(kept))
+            if status != 200:
+                raise NotImplementedError(f"{self._who} has no template for this request")
+            prompt = msgspec.json.decode(made, type=dict[str, Any])["prompt"]
+            body = msgspec.json.encode({"content": prompt, "add_special": True, "parse_special": True})
+            status, headers, data = await client.send("POST", "/tokenize", _headers(server.secret), body)
+        except HttpCallError as e:
+            raise transport_failure(e, who=self._who) from e
+        if status != 200:
+            raise refusal(status, headers, data, now=time.time(), who=self._who)
+        said: dict[str, Any] = msgspec.json.decode(data)
+        return int(said["count"]) if "count" in said else len(said["tokens"])
+
     async def close(self) -> None:
         """Let go of connections."""
         if self._client is not None:

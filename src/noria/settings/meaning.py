@@ -70,6 +70,10 @@ def problems(doc: Document, catalog: Catalog) -> Iterator[Problem]:
     for name, value, path in doc.entries("apps"):
         if isinstance(value, dict):
             yield from _app(doc, name, value, path)
+    yield from _service(doc, catalog)
+
+
+def _service(doc: Document, catalog: Catalog) -> Iterator[Problem]:
     for key, value, path in doc.entries("serve"):
         if key == "passthrough" and isinstance(value, str) and value not in _names(doc, "models"):
             yield doc.problem(path, *unknown("model", value, _names(doc, "models")))

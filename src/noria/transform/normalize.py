@@ -44,10 +44,11 @@ class Normalize:
             if _untouched(bytes(x.body["messages"])):
                 return x
             messages = read_messages(x.body["messages"])
-        new = tuple(_message(m) if m.role in _ROLES else m for m in messages)
-        if all(a is b for a, b in zip(new, messages, strict=True)):
-            return x
-        return msgspec.structs.replace(x, messages=new, edited=True)
+        new = [_message(m) if m.role in _ROLES else m for m in messages]
+        for a, b in zip(new, messages, strict=True):
+            if a is not b:
+                return msgspec.structs.replace(x, messages=tuple(new), edited=True)
+        return x
 
 
 def _untouched(raw: bytes) -> bool:
@@ -66,10 +67,11 @@ def _untouched(raw: bytes) -> bool:
 
 
 def _message(message: Message) -> Message:
-    parts = tuple(_part(p) for p in message.parts)
-    if all(a is b for a, b in zip(parts, message.parts, strict=True)):
-        return message
-    return msgspec.structs.replace(message, parts=parts)
+    parts = [_part(p) for p in message.parts]
+    for a, b in zip(parts, message.parts, strict=True):
+        if a is not b:
+            return msgspec.structs.replace(message, parts=tuple(parts))
+    return message
 
 
 def _part(part: Part) -> Part:

@@ -87,9 +87,8 @@ async def test_live_shares_outlive_an_apply_that_does_not_touch_the_app(records:
 
 async def test_a_changed_release_gets_the_shares_of_its_definition(records: MemoryRecords) -> None:
     await apply(records, "local", definition(app("support", a=1.0, b=0.0)))
-    await records.commit("local", [Write(LIVE, "support", msgspec.msgpack.encode({"weights": {"a": 0.2, "b": 0.8}}))])
-    await apply(records, "local", definition(app("support", "m2", a=1.0, b=0.0)))
-    assert (await build_snapshot(records, "local")).apps["support"].weights == {"a": 1.0, "b": 0.0}
+    await apply(records, "local", definition(app("support", "m2", a=0.4, b=0.6)))
+    assert (await build_snapshot(records, "local")).apps["support"].weights == {"a": 0.4, "b": 0.6}
 
 
 async def test_a_snapshot_is_named_by_its_content(records: MemoryRecords) -> None:

@@ -146,7 +146,7 @@ async def test_a_key_is_in_force_at_once_and_gone_at_once(keeper: Keeper) -> Non
 async def test_a_key_tells_what_its_budget_has_leased(keeper: Keeper) -> None:
     _, key = await keeper.keyring.create(budget_nanousd=100)
     _, free = await keeper.keyring.create(rpm=5)
-    await keeper.counters.take("local", f"budget:{key.id}", want=30, least=1, ceiling=100, expires_ns=0, now_ns=1)
+    await keeper.counters.take("local", f"budget:key:{key.id}@0", want=30, least=1, ceiling=100, expires_ns=0, now_ns=1)
     assert [(k.id, spent) for k, spent in await keeper.keys()] == [(key.id, 30), (free.id, None)]
 
 
@@ -160,6 +160,16 @@ async def test_a_key_for_an_app_that_does_not_exist_is_refused(keeper: Keeper) -
 async def test_a_key_that_does_not_exist_cannot_be_deleted(keeper: Keeper) -> None:
     with pytest.raises(NotFound):
         await keeper.keyring.revoke("key_nope")
+
+
+# -- conversations ------------------------------------------------------------------------------------------
+
+
+async def test_an_append_that_is_repeated_after_a_lost_answer_is_kept_once(keeper: Keeper) -> None:
+    hello = (Message.of("user", "hello"),)
+    for once in ("a", "a", "b", "a"):
+        await keeper.say("local", "k", "c", hello, once=once)
+    assert len(await keeper.said("local", "k", "c")) == 2
 
 
 # -- secrets ------------------------------------------------------------------------------------------------
@@ -178,7 +188,7 @@ async def test_a_secret_is_made_once_for_each_tenant_and_name(keeper: Keeper, st
 async def test_who_loses_the_race_for_a_secret_takes_the_winners(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = keeper.records.commit
 
-    async def late(tenant: str, writes: Any) -> int:
+    async def late(tenant: str, writes: Any, **_: Any) -> int:
         monkeypatch.setattr(keeper.records, "commit", commit)
         await commit(tenant, [Write("secret", "bodies", b"w" * 32)])
         raise Conflict("too late")

@@ -114,7 +114,7 @@ def test_edits_reach_every_channel_and_nothing_else():
         return text.replace("Ada", "X")
 
     got = json.loads(oa.edit_answer(raw(CHAT), edit))
-    assert sorted(seen) == [(0, "content"), (0, "reasoning"), (0, "tool.0"), (0, "tool.1"), (1, "refusal")]
+    assert sorted(seen) == [(0, "content"), (0, "custom.1"), (0, "reasoning"), (0, "tool.0"), (1, "refusal")]
     expected = json.loads(
         raw(CHAT).replace(b"Hello Ada", b"Hello X").replace(b"think Ada", b"think X").replace(b"No, Ada", b"No, X")
     )

@@ -96,7 +96,8 @@ def texts(frames):
             for key, channel in (("content", "content"), ("refusal", "refusal"), ("reasoning_content", "reasoning")):
                 got[c["index"], channel] += delta.get(key) or ""
             for call in delta.get("tool_calls") or ():
-                got[c["index"], f"tool.{call['index']}"] += call["function"].get("arguments") or ""
+                for place, key, inner in (("tool", "function", "arguments"), ("custom", "custom", "input")):
+                    got[c["index"], f"{place}.{call['index']}"] += call.get(key, {}).get(inner) or ""
     return {key: text for key, text in got.items() if text}
 
 
@@ -112,6 +113,8 @@ def stream_of(answer, seed):
         index, channel = key
         if channel.startswith("tool."):
             delta = {"tool_calls": [{"index": int(channel[5:]), "function": {"arguments": piece}}]}
+        elif channel.startswith("custom."):
+            delta = {"tool_calls": [{"index": int(channel[7:]), "type": "custom", "custom": {"input": piece}}]}
         else:
             delta = {"reasoning_content" if channel == "reasoning" else channel: piece}
         if rest:
@@ -129,7 +132,7 @@ def stream_of(answer, seed):
 
 
 ANSWERS = st.dictionaries(
-    st.tuples(st.integers(0, 1), st.sampled_from(["content", "reasoning", "refusal", "tool.0", "tool.1"])),
+    st.tuples(st.integers(0, 1), st.sampled_from(["content", "reasoning", "refusal", "tool.0", "tool.1", "custom.2"])),
     st.text(st.sampled_from('Ada é你\\"'), min_size=1, max_size=12),
     min_size=1,
     max_size=4,

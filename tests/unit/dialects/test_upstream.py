@@ -43,7 +43,7 @@ def test_the_waiting_time_is_read_in_each_of_its_forms(headers, seconds):
         (404, "upstream_error", True),
         (413, "upstream_error", True),
         (500, "upstream_error", False),
-        (529, "upstream_error", False),
+        (529, "upstream_overloaded", False),
         (504, "upstream_timeout", False),
     ],
 )

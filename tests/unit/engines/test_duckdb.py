@@ -51,7 +51,7 @@ async def open_store(tmp_path):
 
 
 async def numbers(store) -> list[int]:
-    return sorted(int(r.id) for r in await store.list("local", EVERYTHING))
+    return sorted(int(r.id) for r, _, _ in await store.list("local", EVERYTHING))
 
 
 async def test_a_url_without_a_folder_is_refused():

@@ -2,6 +2,7 @@ import asyncio
 import sqlite3
 import stat
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,40 @@ async def test_opening_a_second_instance_does_not_drop_the_locks_of_the_first(st
     assert await (await asyncio.create_subprocess_exec(sys.executable, "-c", code)).wait() == 0
     assert path.with_name("noria.db-wal").exists()
     await second.close()
+
+
+async def test_commits_that_wait_for_the_disk_together_share_one(tmp_path):
+    store = SqliteRecords(f"sqlite:///{tmp_path}/r.db")
+    await store.commit("a", [])
+    said = []
+    database = store._db
+    await database._call("trace", lambda: database._open().set_trace_callback(said.append))
+    gate = threading.Event()
+    database._thread.submit(gate.wait)
+    commits = [asyncio.create_task(store.commit("a", [Write("k", str(i), b"")], quiet=True)) for i in range(40)]
+    await asyncio.sleep(0)
+    commits[7].cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.wait(commits)
+    assert said.count("COMMIT") == 1
+    assert [r.id for r in await store.scan("a", "k")] == sorted(str(i) for i in range(40) if i != 7)
+    await store.close()
+
+
+async def test_a_commit_that_fits_no_more_fails_and_whoever_was_answered_is_kept(tmp_path):
+    url = f"sqlite:///{tmp_path}/r.db"
+    store = SqliteRecords(url)
+    await store.commit("a", [])
+    await store._db._call("limit", lambda: store._db._open().execute("PRAGMA max_page_count = 40").fetchone())
+    sizes = [10, 10, 4_000_000, 10, 10]
+    commits = [store.commit("a", [Write("k", str(i), bytes(n))], quiet=True) for i, n in enumerate(sizes)]
+    ends = await asyncio.gather(*commits, return_exceptions=True)
+    kept = [str(i) for i, e in enumerate(ends) if not isinstance(e, StoreError)]
+    assert "2" not in kept
+    assert "full" in str(ends[2])
+    await store.commit("a", [Write("k", "after", b"")])
+    await store.close()
+    again = SqliteRecords(url)
+    assert [r.id for r in await again.scan("a", "k")] == [*kept, "after"]
+    await again.close()

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from noria.contracts.batch import Line, LineResult
+from noria.contracts.error import StoreError
 from noria.gateway import batch as lane
 from noria.gateway.batch import Pace, Reply, run
 
@@ -97,3 +98,12 @@ async def test_a_stop_finishes_what_was_begun_and_leaves_the_rest() -> None:
     took = await work(endpoint, 100, stop_after=10)
     assert 10 <= len(took) < 20
     assert endpoint.asked == len(took)
+
+
+async def test_an_error_of_the_asking_ends_everything_as_itself() -> None:
+    class Broken(Endpoint):
+        async def ask(self, line: Line) -> Reply:
+            raise StoreError("the keeper's secret is away")
+
+    with pytest.raises(StoreError):
+        await work(Broken(), 10)

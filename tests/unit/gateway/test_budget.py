@@ -8,6 +8,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.gateway.test_limits import Town, ask
 
 from noria.contracts.error import LimitExceeded, Unavailable
 from noria.contracts.exchange import Usage
@@ -15,7 +16,6 @@ from noria.contracts.release import Budget, Key, Snapshot
 from noria.gateway.budget import Open, orphan_row
 from noria.gateway.limits import Limits
 from noria.kit import slots
-from tests.unit.gateway.test_limits import Town, ask
 
 PROPERTY = settings(max_examples=150, deadline=None, derandomize=True)
 X = ask(max_tokens=10)
@@ -216,9 +216,7 @@ def test_no_interleaving_passes_a_budget_and_every_nano_dollar_is_accounted_for(
         pace = random.Random(seed)
         policy = [budget(ceiling * NEED)]
         team = [await town.worker(f"w{i}", workers=workers, budgets=policy) for i in range(workers)]
-        tasks = [
-            asyncio.create_task(one(town, team[i % workers], c, pace.randint(0, 4))) for i, c in enumerate(costs)
-        ]
+        tasks = [asyncio.create_task(one(town, team[i % workers], c, pace.randint(0, 4))) for i, c in enumerate(costs)]
         for turn in range(12):
             await asyncio.sleep(0)
             assert await total(town) <= ceiling * NEED

@@ -87,6 +87,13 @@ async def test_a_late_endpoint_is_overtaken_and_cancelled_at_once() -> None:
     assert play.cancelled_at["a"] - began < 0.13, "within 100 ms of the first content"
 
 
+async def test_the_loser_is_cancelled_with_the_winners_first_content_not_with_its_last() -> None:
+    play = Play()
+    began = asyncio.get_running_loop().time()
+    await race(play.attempt("a", 5.0), play.attempt("b", token("quick"), 0.4, token("at last")))
+    assert play.cancelled_at["a"] - began < 0.13
+
+
 async def test_a_late_endpoint_may_still_win() -> None:
     play = Play()
     gate, name, won = await race(play.attempt("a", 0.06, token("a")), play.attempt("b", 5.0, token("b")))

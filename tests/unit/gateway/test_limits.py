@@ -16,7 +16,7 @@ from noria.contracts.exchange import Exchange, Usage
 from noria.contracts.release import Budget, Endpoint, Key, Limit, Price, Release, Snapshot
 from noria.engines.memory import MemoryCounter
 from noria.gateway.bank import Bank, DirectLeases
-from noria.gateway.limits import MINUTE_NS, Limits, duration
+from noria.gateway.limits import MINUTE_NS, Limits, duration, priority_of
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
 PRICE = Price(input=1.0, output=2.0)
@@ -225,7 +225,7 @@ async def test_a_queue_lets_in_by_priority_then_in_order_of_arrival() -> None:
     order: list[str] = []
 
     async def come(name: str, priority: str) -> None:
-        claim = await enter(limits, ask(priority=priority))
+        claim = await enter(limits, ask(Key(name, "h", priority="high"), priority=priority))
         order.append(name)
         await asyncio.sleep(0)
         claim.settle(0, Usage())
@@ -237,6 +237,13 @@ async def test_a_queue_lets_in_by_priority_then_in_order_of_arrival() -> None:
     inside.settle(0, Usage())
     await asyncio.gather(*tasks)
     assert order == ["high", "first", "second", "low"]
+
+
+def test_a_priority_is_at_most_what_the_key_may_ask_for() -> None:
+    assert priority_of(ask(priority="high")) == "normal"
+    assert priority_of(ask(Key("k", "h", priority="high"), priority="high")) == "high"
+    assert priority_of(ask(Key("k", "h", priority="low"), priority="normal")) == "low"
+    assert priority_of(ask(priority="low")) == "low"
 
 
 async def test_who_waits_in_vain_gets_429_and_who_gives_up_leaves_no_trace() -> None:

@@ -337,6 +337,16 @@ async def test_an_endpoint_that_fails_is_passed_over_and_then_tried_by_one_reque
     assert traffic.totals()["recovered"] == 1
 
 
+async def test_an_ejected_endpoint_is_a_last_resort() -> None:
+    sick, other = Played(*[failed(500)] * 5, OK), Played(*[OK] * 5, failed(500))
+    router, _ = routed(sick, other)
+    for _ in range(5):
+        await through(router)
+    said = await through(router)
+    assert said.reply is OK
+    assert said.names == ["e1", "e0"]
+
+
 async def test_the_only_endpoint_is_asked_however_it_fails() -> None:
     router, _ = routed(Played(*[failed(500)] * 50), retries=0)
     for _ in range(20):

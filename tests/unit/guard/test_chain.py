@@ -125,3 +125,31 @@ def test_messages_decoded_before_are_not_read_again_from_the_body(kit):
     again = guard([kit.rule(kit.pii)])(msgspec.structs.replace(x, edited=False))
     assert again.messages[0].text == "[EMAIL_1]"
     assert again.vault == x.vault
+
+
+def test_the_input_of_a_custom_tool_call_is_judged_masked_and_refused_as_any_text(kit):
+    calls = [
+        {"id": "1", "type": "custom", "custom": {"name": "sql", "input": 'mail "bob@example.com" at \\n13812345678'}},
+        {"id": "2", "type": "function", "function": {"name": "f", "arguments": '{"a":"bob@example.com"}'}},
+        {"id": "3", "type": "custom", "custom": {"name": "run", "input": '{"to":"\\n13812345678","n":4111111111111111}'}},
+        {"id": "4", "type": "custom", "custom": {"name": "run", "input": "4111111111111111"}},
+    ]
+    x = kit.exchange(messages=[user("hi"), {"role": "assistant", "content": None, "tool_calls": calls}])
+    masked = json.loads(bytes(guard([kit.rule(kit.pii)])(x).messages[1].rest["tool_calls"]))
+    assert masked[0]["custom"] == {"name": "sql", "input": 'mail "[EMAIL_1]" at \\n13812345678'}, "free text is no JSON"
+    assert json.loads(masked[1]["function"]["arguments"]) == {"a": "[EMAIL_1]"}
+    assert json.loads(masked[2]["custom"]["input"]) == {"to": "\n[PHONE_1]", "n": "[CARD_1]"}
+    assert masked[3]["custom"]["input"] == "[CARD_1]", "and nothing is quoted that was not"
+    rulings = []
+    with pytest.raises(Blocked):
+        guard([kit.rule(kit.pii, "block")], rulings)(x)
+    assert [r.place for r in rulings] == ["input.1.custom.0", "input.1.tool.1", "input.1.custom.2", "input.1.custom.3"]
+    copy = masked_copy(x, rulings)
+    assert json.loads(bytes(copy.messages[1].rest["tool_calls"]))[3]["custom"]["input"] == "[CARD]"
+
+
+@pytest.mark.parametrize("custom", [None, [], "bob@example.com", {}, {"input": None}, {"input": {"a": "bob@example.com"}}])
+def test_a_custom_call_without_text_is_left_as_it_is(kit, custom):
+    calls = [{"id": "1", "type": "custom", "custom": custom}]
+    x = guard([kit.rule(kit.pii)])(kit.exchange(messages=[{"role": "assistant", "tool_calls": calls}]))
+    assert json.loads(bytes(x.messages[0].rest["tool_calls"])) == calls

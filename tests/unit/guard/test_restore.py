@@ -61,3 +61,8 @@ def test_only_what_may_become_a_placeholder_is_held_back(kit):
 
 def test_an_exchange_without_masks_needs_no_transducer(kit):
     assert Restore().open(kit.exchange(messages=[]), 0, "content", lambda r: None) is None
+
+
+def test_originals_stand_unescaped_in_the_free_text_of_a_custom_call(kit):
+    x = msgspec.structs.replace(kit.exchange(messages=[]), vault=(("[KEY_1]", 'a"\nb'),))
+    assert kit.run(Restore().open(x, 0, "custom.1", lambda r: None), "k = [KEY_1]") == 'k = a"\nb'

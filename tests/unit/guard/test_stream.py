@@ -147,3 +147,10 @@ def test_tool_arguments_without_findings_leave_with_their_escapes(kit):
 
 def test_without_rules_for_answers_no_transducer_is_opened(kit):
     assert opened(kit, [kit.rule(kit.pii, on=("input",))]) is None
+
+
+def test_the_input_of_a_custom_tool_call_is_free_text_and_keeps_its_backslashes(kit):
+    raw = 'dir C:\\new\\ "bob@example.com" then C:\\u0062@example.com 4111111111111111'
+    expected = 'dir C:\\new\\ "[EMAIL]" then C:\\[EMAIL] [CARD]'
+    assert kit.run(opened(kit, everything(kit), "custom.0"), [raw]) == expected
+    assert kit.run(opened(kit, everything(kit), "custom.0"), raw) == expected

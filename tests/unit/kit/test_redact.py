@@ -9,7 +9,7 @@ import pytest
 
 from noria.kit.redact import Formatter, scrub, scrub_bytes
 
-SECRET = "s3cr3t-Value-0123456789"  # noqa: S105  not one
+SECRET = "s3cr3t-Value-0123456789"
 HEADERS = {"authorization": f"Bearer {SECRET}", "x-unheard-of": SECRET, "content-length": "12", "cookie": f"a={SECRET}"}
 BODY = {"model": "gpt", "messages": [{"role": "user", "content": f"my pin is {SECRET}"}], "stream": True}
 

@@ -11,7 +11,7 @@ import pytest
 
 from noria.contracts.error import Unavailable
 from noria.kit.atomic import alive
-from noria.kit.supervise import Backoff, Child, RotatingLog, Supervisor, lock
+from noria.kit.supervise import Backoff, Child, Heir, RotatingLog, Supervisor, lock
 
 FAST = Backoff(first=0.02, longest=0.05)
 SLEEP = "import time; time.sleep(60)"
@@ -220,3 +220,62 @@ def test_the_kernel_frees_the_lock_of_a_killed_holder(tmp_path):
         holder.kill()
     with lock(tmp_path / "lock"):
         pass
+
+
+async def test_a_retired_child_finishes_what_it_has_begun_while_its_successor_runs(supervisor, tmp_path):
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGHUP, lambda *_: (print('told', flush=True), time.sleep(0.5), print('done', flush=True), sys.exit(0)))\n"
+        "print('up', flush=True); time.sleep(60)"
+    )
+    child = python("api", code, retire=signal.SIGHUP, retire_grace=10.0)
+    supervisor.start(child)
+    await until(lambda: "up" in log_of(tmp_path, "api"))
+    old = supervisor.pid("api")
+    assert await supervisor.replace(child, 10, wait=False)
+    assert alive(old)
+    assert supervisor.pid("api") not in (None, old)
+    assert len(supervisor.retired("api")) == 1
+    await until(lambda: not supervisor.retired("api"))
+    assert not alive(old)
+    assert "done" in log_of(tmp_path, "api")
+
+
+async def test_a_retired_child_that_takes_too_long_is_ended(supervisor):
+    code = "import signal, time; signal.signal(signal.SIGHUP, signal.SIG_IGN); time.sleep(60)"
+    child = python("api", code, retire=signal.SIGHUP, retire_grace=0.2)
+    supervisor.start(child)
+    assert await supervisor.running("api", 10)
+    await asyncio.sleep(0.3)  # the handler stands
+    old = supervisor.pid("api")
+    assert await supervisor.replace(child, 10)
+    assert not alive(old)
+
+
+async def test_a_child_of_the_program_before_is_kept_logged_and_started_again(supervisor, tmp_path):
+    code = "import time\nwhile True: print('tick', flush=True); time.sleep(0.05)"
+    ours, theirs = os.pipe()
+    before = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdout=theirs)
+    os.close(theirs)
+    supervisor.adopt(python("api", code), Heir("api", before.pid, ours, running=True, retiring=False))
+    assert supervisor.state("api")[0] == "running"
+    assert supervisor.pid("api") == before.pid
+    await until(lambda: "tick" in log_of(tmp_path, "api"))
+    [heir] = supervisor.hand_over()
+    assert (heir.name, heir.pid, heir.running, heir.retiring) == ("api", before.pid, True, False)
+    assert os.get_inheritable(heir.log)
+    before.kill()
+    await until(lambda: supervisor.state("api")[0] == "running" and supervisor.pid("api") not in (None, before.pid))
+    assert ("api", "backoff", "ended by SIGKILL") in supervisor.states
+    before.returncode = -9  # the supervisor has waited for it
+
+
+async def test_a_retired_child_of_the_program_before_is_not_started_again(supervisor):
+    ours, theirs = os.pipe()
+    before = subprocess.Popen([sys.executable, "-I", "-S", "-c", SLEEP], stdout=theirs)
+    os.close(theirs)
+    child = python("api", SLEEP, retire=signal.SIGTERM)
+    supervisor.adopt(child, Heir("api", before.pid, ours, running=True, retiring=True))
+    await until(lambda: not supervisor.retired("api"))
+    assert supervisor.pid("api") is None
+    before.returncode = -15

@@ -99,6 +99,8 @@ export interface TraceDetail {
   row: FullRow;
   request: { [key: string]: Json } | null;
   answer: { [key: string]: Json } | null;
+  /** Bodies in the caller's own dialect, as chat; null where they are chat already. */
+  chat?: { request: { [key: string]: Json } | null; answer: { [key: string]: Json } | null } | null;
   answer_is_sse: boolean;
   bodies: "stored" | "off" | "erased" | "none";
 }

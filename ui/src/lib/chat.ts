@@ -79,5 +79,6 @@ function answerTurns(answer: Bag): Turn[] {
 
 /** The conversation of a trace: what the model saw, then what it gave. */
 export function turnsOf(trace: TraceDetail): { asked: Turn[]; given: Turn[] } {
-  return { asked: trace.request ? requestTurns(trace.request) : [], given: trace.answer ? answerTurns(trace.answer) : [] };
+  const { request, answer } = trace.chat ?? trace;
+  return { asked: request ? requestTurns(request) : [], given: answer ? answerTurns(answer) : [] };
 }

@@ -86,13 +86,13 @@ class DuckdbTraces:
         found: Rows = await self._read("positions", lambda c: c.execute(sql).fetchall())
         return [SpoolPosition(*r) for r in found]
 
-    async def list(self, tenant: str, query: TraceQuery) -> list[ExchangeRow]:
+    async def list(self, tenant: str, query: TraceQuery) -> list[tuple[ExchangeRow, str, str]]:
         """As `TraceStore.list`; `COLUMNS` says what can be asked. Raises `RequestError`."""
         if not 1 <= query.limit <= LIMIT:
             raise RequestError(f"A page has 1 to {LIMIT} rows, not {query.limit}.", code="bad_limit", param="limit")
         condition = condition_of(query)
         found = await self._read("list", lambda c: self._page(c, tenant, condition, query.limit))
-        return [row_of(r)[0] for r in found]
+        return [row_of(r) for r in found]
 
     async def count(self, tenant: str, query: TraceQuery) -> int:
         """As `TraceStore.count`."""
@@ -119,8 +119,13 @@ class DuckdbTraces:
 
     async def body(self, tenant: str, id: str) -> Body | None:
         """As `TraceStore.body`."""
-        found = await self._read("body", lambda c: self._body(c, tenant, id))
-        return Body(id, *found) if found else None
+        found = await self._read("body", lambda c: self._bodies(c, tenant, [id]))
+        return found[0] if found else None
+
+    async def bodies(self, tenant: str, ids: Sequence[str]) -> Sequence[Body]:
+        """As `TraceStore.bodies`."""
+        wanted = sorted({i for i in ids if i})
+        return await self._read("bodies", lambda c: self._bodies(c, tenant, wanted)) if wanted else []
 
     async def seal(self, tenant: str, before_day: str) -> int:
         """As `TraceStore.seal`. Appends wait while one day is written, not for all of them."""
@@ -307,19 +312,26 @@ class DuckdbTraces:
                 return tuple(found[0]) if len(found) == 1 else None
         return None
 
-    def _body(self, c: Connection, tenant: str, id: str) -> Values | None:
-        sql = "SELECT subject, data FROM bodies WHERE h = $1 AND id = $2 AND tenant = $3 LIMIT 1"
-        found = c.execute(sql, [body_hash(id), id, tenant]).fetchone()
-        if found is None and (files := self._files(c, tenant)("bodies", "", "9")):
-            sql = "SELECT subject, data FROM read_parquet($1) WHERE id = $2 AND tenant = $3 LIMIT 1"
-            found = c.execute(sql, [files, id, tenant]).fetchone()
-        return found
+    def _bodies(self, c: Connection, tenant: str, ids: Sequence[str]) -> Sequence[Body]:
+        """Each once, though every day that names it has it: hot ones first, then sealed ones, the newest files first."""
+        sql = f"""SELECT id, subject, data FROM bodies
+                  WHERE h IN ({_marks(ids)}) AND id IN ({_marks(ids, len(ids))}) AND tenant = ${2 * len(ids) + 1}"""  # noqa: S608  values are bound
+        found = {r[0]: Body(*r) for r in c.execute(sql, [*map(body_hash, ids), *ids, tenant]).fetchall()}
+        left = [i for i in ids if i not in found]
+        if left and (files := self._files(c, tenant)("bodies", "", "9")):
+            sql = f"SELECT id, subject, data FROM read_parquet(${len(left) + 2}) WHERE id IN ({_marks(left)}) AND tenant = ${len(left) + 1}"  # noqa: S608  values are bound
+            found |= {r[0]: Body(*r) for r in c.execute(sql, [*left, tenant, files]).fetchall()}
+        return list(found.values())
 
 
 def _hot_days(c: Connection, tenant: str, before_day: str) -> list[str]:
     sql = """SELECT DISTINCT day FROM exchanges WHERE tenant = $1 AND day < $2
              UNION SELECT DISTINCT day FROM bodies WHERE tenant = $1 AND day < $2 ORDER BY 1"""
     return [day for (day,) in c.execute(sql, [tenant, before_day]).fetchall()]
+
+
+def _marks(values: Sequence[object], after: int = 0) -> str:
+    return ", ".join(f"${after + n}" for n in range(1, len(values) + 1))
 
 
 def _check_day(day: str) -> None:

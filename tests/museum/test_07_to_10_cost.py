@@ -1,0 +1,122 @@
+"""Museum 7 to 10: spend recorded as zero, classes mis-priced, usage lost in streams, partial streams unbilled.
+
+7: "litellm#37923: 1,012 of 1,283 requests at $0; €830 invoiced vs $1.47 reported." "Missing usage ⇒ estimate +
+`cost_status=estimated`; alarm on zero-cost ratio." 8: "litellm#34801 +8.5 % vs OpenAI bill (cache reads)." "Disjoint classes."
+9: "litellm#36168 final chunk with non-empty choices → dropped usage; Dify double count; #37992 explicit zero overwritten."
+"Last-usage-wins; never sum; null ≠ 0." 10: "litellm PR#33736: disconnect ⇒ nothing billed." "Count emitted tokens."
+"""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from tests.unit.gateway.test_limits import ask
+
+from noria.app.treasury import Treasury
+from noria.contracts.price import Price, cost_of
+from noria.contracts.release import App, Endpoint, Release, Snapshot
+from noria.contracts.trace import Attempt, Total
+from noria.contracts.usage import Usage
+from noria.dialects.openai_stream import StreamReader
+from noria.gateway.relay import counted
+from noria.kit.step import Stopwatch
+from noria.observe.account import Account
+
+PRICED = Endpoint("m", "p", "m", price=Price(1.0, 2.0))
+
+
+NOTHING = Usage()
+
+
+def account(endpoint=PRICED, usage=NOTHING, *, counted=None, reserved=None) -> Account:
+    made = Account(Stopwatch())
+    made.endpoint, made.usage, made.counted, made.reserved = endpoint, usage, counted, reserved
+    made.attempts = [Attempt("m", 0, 10, 200)]
+    return made
+
+
+def test_07_a_missing_usage_is_estimated_and_never_zero() -> None:
+    frames = [b"data: {}\n\n"] * 8
+    told = counted(ask(stream=True, messages="x" * 400), frames)
+    cost, status = account(counted=told).cost()
+    assert status == "estimated"
+    assert cost is not None
+    assert cost > 0
+
+
+def test_07_an_unknown_price_is_none() -> None:
+    assert account(Endpoint("m", "p", "m"), Usage(5, 5)).cost() == (None, "unknown")
+
+
+@pytest.mark.parametrize(
+    ("zero", "unknown", "price", "alarmed"),
+    [
+        (50, 0, Price(1, 1), True),
+        (0, 50, None, True),
+        (0, 0, Price(1, 1), False),
+        (50, 0, Price(0, 0), False),
+    ],
+)
+async def test_07_a_share_of_exchanges_without_cost_raises_an_alarm(tmp_path, zero, unknown, price, alarmed) -> None:
+    async def totals(*_, **__):
+        return [Total(("m",), 100, 5, unknown, 0, zero, Usage(1, 1))]
+
+    traces = SimpleNamespace(totals=totals, max_batch=100)
+    parts = dict.fromkeys(("records", "counters"))
+    clock = SimpleNamespace(now_ns=lambda: 10**18)
+    treasury = Treasury(tmp_path, SimpleNamespace(), tenant="local", traces=traces, clock=clock, **parts)
+    app = App("a", {"main": Release("r", "main", "a", (Endpoint("m", "openai_compatible", "m", price=price),))}, {"main": 1.0})
+    await treasury.adopt(Snapshot("c", "local", 1, {"a": app}, {}))
+    await treasury.review()
+    assert bool(treasury.notices()) is alarmed
+
+
+def test_08_cached_tokens_are_not_paid_twice() -> None:
+    gpt = Price(2.5, 10.0, cached=1.25)
+    assert cost_of(gpt, Usage(2006, 300, cached=1920)) == 86 * 2500 + 1920 * 1250 + 300 * 10_000
+    claude = Price(3.0, 15.0, cached=0.3, cache_write=3.75)  # normalised: input includes what was read and written
+    assert cost_of(claude, Usage(21 + 188_086, 393, cached=188_086)) == 21 * 3000 + 188_086 * 300 + 393 * 15_000
+
+
+def chunk(usage, choices) -> bytes:
+    whole = {"id": "1", "object": "chat.completion.chunk", "model": "m", "choices": choices}
+    return b"data: " + json.dumps(whole | ({"usage": usage} if usage is not ... else {})).encode() + b"\n\n"
+
+
+DELTA = [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]
+
+
+def used(prompt, completion):
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "told"),
+    [
+        ([chunk(used(9, 1), DELTA), chunk(used(9, 4), DELTA)], (9, 4)),  # with choices; the last wins, nothing is summed
+        ([chunk(used(9, 4), DELTA), chunk(None, [])], (9, 4)),  # null is not zero
+        ([chunk(used(9, 4), []), chunk(used(9, 4), [])], (9, 4)),  # told twice, counted once
+        ([chunk(used(9, 4), DELTA), chunk(used(9, 0), [])], (9, 0)),  # an explicit zero is meant
+    ],
+)
+def test_09_the_last_usage_of_a_stream_counts(chunks, told) -> None:
+    reader = StreamReader()
+    for c in chunks:
+        reader.read(c)
+    assert reader.usage is not None
+    assert (reader.usage.input, reader.usage.output) == told
+
+
+def test_10_a_caller_who_leaves_pays_for_what_was_sent_and_at_most_what_was_reserved() -> None:
+    x = ask(messages="x" * 4000)
+    told = counted(SimpleNamespace(stream=True, body=x.body), [b"data: {}\n\n"] * 40)
+    assert told.output == 40
+    left = account(counted=told)
+    left.error = None
+    cost, status = left.cost()
+    assert status == "estimated"
+    assert cost == told.input * 1000 + 40 * 2000
+    assert account(counted=told, reserved=7).cost() == (7, "estimated")
+    assert account(reserved=7).cost() == (7, "estimated"), "nothing was seen of it: what was set aside is paid"
