@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import struct
 from collections.abc import Iterable, Sequence
@@ -112,7 +113,7 @@ def slope(points: Sequence[tuple[float, float]], *, deviations: float = 1.96) ->
     power = sum(r * r for r in rest)
     if power < 1e-12:
         return found, 0.0
-    lag = max(0.0, min(0.95, sum(a * b for a, b in zip(rest, rest[1:], strict=False)) / power))
+    lag = max(0.0, min(0.95, sum(a * b for a, b in itertools.pairwise(rest)) / power))
     effective = max(3.0, n * (1 - lag) / (1 + lag))
     error = (power / (n - 2) / spread_x) ** 0.5 * (n / effective) ** 0.5
     return found, deviations * error

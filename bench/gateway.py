@@ -44,7 +44,10 @@ PACED = Cell("paced-32", "mock-g1000", 32, stream=True)
 BODIES = tuple(
     Cell(f"body-{name}", "mock", 4, body=size) for name, size in (("1k", 1000), ("100k", 10**5), ("1m", 10**6), ("10m", 10**7))
 )
-TLS = (Cell("tls-whole-32", "mock-tls", 32, noria_only=True), Cell("tls-stream-32", "mock-tls", 32, stream=True, noria_only=True))
+TLS = (
+    Cell("tls-whole-32", "mock-tls", 32, noria_only=True),
+    Cell("tls-stream-32", "mock-tls", 32, stream=True, noria_only=True),
+)
 SLOW = Cell("streams", "mock-g50000-t%d", 512, stream=True)
 """20 tokens a second; its tokens say how long."""
 LEFT = Cell("leave", "mock-g20000-t200", 1, stream=True, tokens=200)
@@ -76,7 +79,9 @@ FORMS = {
 
 
 @contextmanager
-def targets(folder: Path, upstream: int, cores: Cores, chosen: argparse.Namespace, models: tuple[str, ...]) -> Iterator[list[Target]]:
+def targets(
+    folder: Path, upstream: int, cores: Cores, chosen: argparse.Namespace, models: tuple[str, ...]
+) -> Iterator[list[Target]]:
     """Everything that is measured, started one after the other, asked once, and ended."""
     enter = tools.placed(cores.measured)
     with ExitStack() as stack:
@@ -89,8 +94,7 @@ def targets(folder: Path, upstream: int, cores: Cores, chosen: argparse.Namespac
         for mode in chosen.modes:
             service = Service(folder / mode, mode, plain | secure, enter=enter, trust=trust)
             stack.callback(service.stop)
-            key = "" if mode == "plain" else service.cli("keys", "create", *modes.KEY)["key"]
-            headers = (f"authorization: Bearer {key}",) if key else ()
+            headers = () if mode == "plain" else (f"authorization: Bearer {service.new_key(*modes.KEY)}",)
             target = Target(mode, service.port, headers, service=service)
             target.starts = {"ready_s": service.ready_s}
             found.append(target)
@@ -111,12 +115,10 @@ def targets(folder: Path, upstream: int, cores: Cores, chosen: argparse.Namespac
 
 
 def first_answers(bench: parts.Bench, patience: float = 10.0) -> None:
-    """The first answer of each target, once its key has reached the workers; counted from when it was ready."""
+    """The first answer of each target; counted from when it was ready."""
     for target in bench.targets:
         began = time.monotonic()
         while (told := bench.fire(target, ONE, Ask(1, requests=1)))["ok"] != 1:
-            if target.service:
-                target.sent -= target.service is not None and told["bad_status"]  # a refused key is recorded under no key
             if time.monotonic() - began > patience:
                 break  # `warm_up` says what is wrong
             time.sleep(0.1)
@@ -126,8 +128,7 @@ def first_answers(bench: parts.Bench, patience: float = 10.0) -> None:
 def kept(target: Target) -> dict[str, Any]:
     """What a Noria recorded of what was sent to it: exchanges, exactly priced ones, and what they cost."""
     assert target.service is not None
-    target.settle(0)
-    return {"sent": target.sent, "odd": target.odd, **target.service.priced()}
+    return {"sent": target.sent, "expected_nanousd": target.nanousd, **target.service.priced()}
 
 
 def run(options: argparse.Namespace, why: list[str]) -> dict[str, Any]:
@@ -150,8 +151,8 @@ def run(options: argparse.Namespace, why: list[str]) -> dict[str, Any]:
         parts.calls(bench, form.cells, rounds=form.rounds, seconds=form.seconds)
         parts.half(bench, WHOLE, rounds=form.half_rounds, seconds=form.half_seconds)
         parts.streams(bench, slow, rounds=1 if options.form is not FORMS["full"] else 3)
+        records = {t.name: kept(t) for t in bench.targets if t.service}  # before clients leave: what those cost is estimated
         parts.leave(bench, LEFT, times=form.leaves)
-        records = {t.name: kept(t) for t in bench.targets if t.service}
         first = {t.name: t.starts for t in found if t.starts}
         if "plain" in records:
             service = bench.named("plain").service
@@ -175,7 +176,9 @@ def versions(options: argparse.Namespace, told: list[dict[str, str]]) -> dict[st
     """Of Noria (with its commit, and whether files differ from it) and of the peers that took part."""
     import noria
 
-    commit = subprocess.run(["git", "-C", str(HERE), "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "-C", str(HERE), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     dirty = subprocess.run(
         ["git", "-C", str(HERE), "status", "--porcelain", "--", "../src"], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -200,15 +203,17 @@ def wrong(result: dict[str, Any]) -> list[str]:
     for mode, r in result["records"].items():
         if r["recorded"] != r["sent"]:
             bad.append(f"{mode}: {r['sent']} requests were sent and {r['recorded']} exchanges are in the trace store.")
-        if mode != "plain" and r["recorded"] - r["priced"] > r["odd"]:
+        if mode != "plain" and r["priced"] != r["sent"]:
             bad.append(f"{mode}: {r['sent']} requests were sent and {r['priced']} exchanges are priced exactly.")
+        if mode != "plain" and r["nanousd"] != r["expected_nanousd"]:
+            bad.append(f"{mode}: what was recorded cost {r['nanousd']}e-9 USD instead of {r['expected_nanousd']}e-9.")
     return bad
 
 
 def weak(result: dict[str, Any]) -> list[str]:
     """Failures of peers: told, not hidden, and no reason to distrust the rest."""
     own = {t["name"] for t in result["targets"] if t["kind"] != "peer"}
-    told = [f"{m['target']}: left out. {m['why']}" for m in result["rounds"] if m["part"] == "failed"]
+    told = [f"{m['target']}: left out of {m['cell']}: {m['why']}" for m in result["rounds"] if m["part"] == "failed"]
     return told + [
         f"{m['target']} {m['part']} {m['cell']} round {m['round']}: {m['ok']} of {m['sent']} answers were good. {m['first_bad'][:120]}"
         for m in result["rounds"]
@@ -241,18 +246,22 @@ def table(result: dict[str, Any]) -> str:
 def report(result: dict[str, Any]) -> str:
     """The table, and what to keep in mind."""
     lines = [table(result), ""]
-    for row in result["summary"]:
-        if row["part"] == "streams":
-            lines.append(
-                f"{row['target']}: {row['streams']:.0f} streams at once, {row['tokens']:.0f} tokens, {row['tokens_lost']:.0f} lost, "
-                f"{row['tokens_disordered']:.0f} out of order, {row['not_done']:.0f} without their end."
-            )
+    lines += [
+        f"{row['target']}: {row['streams']:.0f} streams at once, {row['tokens']:.0f} tokens, {row['tokens_lost']:.0f} lost, "
+        f"{row['tokens_disordered']:.0f} out of order, {row['not_done']:.0f} without their end."
+        for row in result["summary"]
+        if row["part"] == "streams"
+    ]
     for row in result["rounds"]:
         if row["part"] == "leave":
             most = figure(row["cancel_max_ms"], 1)
-            lines.append(f"{row['target']}: {row['cancelled']} of {row['asked']} upstream calls ended after the client left, within {most} ms.")
+            lines.append(
+                f"{row['target']}: {row['cancelled']} of {row['asked']} upstream calls ended after the client left, within {most} ms."
+            )
     for cell, ms in result["governance_ms"].items():
-        lines.append(f"governed − plain, {cell}: {figure(ms['median'])} CPU ms a request ({figure(ms['least'])} to {figure(ms['most'])}).")
+        lines.append(
+            f"governed − plain, {cell}: {figure(ms['median'])} CPU ms a request ({figure(ms['least'])} to {figure(ms['most'])})."
+        )
     for mode, r in result["records"].items():
         lines.append(f"{mode}: {r['sent']} requests sent, {r['recorded']} recorded, {r['priced']} priced exactly.")
     for name, s in result["first_start"].items():
@@ -277,7 +286,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="instead of the form's")
     parser.add_argument("--seconds", type=float, help="of each closed-loop cell in a round, instead of the form's")
     parser.add_argument("--seed", type=int, default=1, help="of the order of the targets and of the arrivals")
-    parser.add_argument("--out", type=Path, help="default: bench/out/gateway-<time>.json; keep what is published in bench/results")
+    parser.add_argument(
+        "--out", type=Path, help="default: bench/out/gateway-<time>.json; keep what is published in bench/results"
+    )
     options = parser.parse_args(argv)
     form = FORMS[options.form_name]
     if options.rounds or options.seconds:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 MODES = ("plain", "governed", "guarded")
 
-NANOUSD = 96 * 250 + 64 * 2000
-"""What an answer of 64 tokens costs at `PRICE`, in 1e-9 US dollars: the mock says 96 tokens of prompt."""
 PRICE = ", price: {input: 0.25, output: 2.0, cached: 0.025}"
 
 GOVERNED = """
@@ -23,6 +21,13 @@ guards:
     - secrets: {action: block, on: both}
     - denylist: {action: block, on: both, file: denied.txt}
 """
+
+
+def nanousd(tokens: int) -> int:
+    """What an answer of the mock costs at `PRICE`, 1e-9 US dollars: it says that the prompt had 96 tokens."""
+    return 96 * 250 + tokens * 2000
+
+
 KEY = ("--rpm", "100000000", "--budget", "1000000", "--name", "bench")
 
 

@@ -10,12 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 import figures
+import modes
 import tools
 from service import Service
 from targets import Cell, Target
 from tools import Ask, Failed, Load
 
 FLOOR = "direct"
+COUNTED = ("bad_status", "bad_stream", "not_done", "tokens_lost", "tokens_disordered", "broken", "stalled")
 Row = dict[str, Any]
 
 
@@ -32,9 +34,9 @@ class Bench:
     def named(self, name: str) -> Target:
         return next(t for t in self.targets if t.name == name)
 
-    def shuffled(self, cell: Cell | None = None) -> list[Target]:
-        """The targets in an order that is new each time."""
-        found = [t for t in self.targets if not (cell and cell.noria_only) or t.service]
+    def shuffled(self, cell: Cell) -> list[Target]:
+        """The targets of a cell in an order that is new each time."""
+        found = [t for t in self.targets if t.can(cell)]
         self.chance.shuffle(found)
         return found
 
@@ -44,8 +46,7 @@ class Bench:
             ask = replace(ask, tokens=cell.tokens)
         told, samples = self.load.fire(target.port, target.request(cell), ask, meanwhile=meanwhile)
         target.sent += told["sent"]
-        if cell.tokens != 64:
-            target.odd += told["sent"]
+        target.nanousd += told["sent"] * modes.nanousd(cell.tokens)
         last, first = figures.read_samples(samples)
         told |= {"rps": told["ok"] / told["seconds"]} | figures.spread("", last)
         return told | figures.spread("ttft", first) if cell.stream else told
@@ -73,7 +74,11 @@ class Bench:
     def add(self, row: Row) -> None:
         """Keep a row, and tell it as it comes."""
         self.rows.append(row)
-        shown = {k: row[k] for k in ("rps", "p50_ms", "p99_ms", "ttft_p99_ms", "cpu_ms_per_request", "cpu_us_per_token") if row.get(k)}
+        shown = {
+            k: row[k]
+            for k in ("rps", "p50_ms", "p99_ms", "ttft_p99_ms", "cpu_ms_per_request", "cpu_us_per_token")
+            if row.get(k)
+        }
         numbers = "  ".join(f"{k} {v:.4g}" for k, v in shown.items())
         more = "" if row.get("ok") == row.get("sent") else f"  OK {row.get('ok')}/{row.get('sent')} {row.get('first_bad', '')}"
         said = f"{row['part']:8} round {row['round']}  {row['cell']:12} {row['target']:9} {numbers}{more}"
@@ -81,21 +86,21 @@ class Bench:
 
 
 def warm_up(bench: Bench, cells: Sequence[Cell], requests: int) -> None:
-    """Imports, connections, first leases. A target that cannot answer is told and left out; the mock and Noria must."""
-    for target in list(bench.targets):
-        try:
-            for cell in cells:
-                if cell.noria_only and not target.service:
-                    continue
-                told = bench.fire(target, cell, Ask(min(8, cell.connections), requests=requests))
-                if told["ok"] != told["sent"]:
-                    raise Failed(f"{target.name} fails in the cell {cell.name}: {told}")
-        except Failed as e:
+    """Imports, connections, first leases. A peer is left out of a cell in which it fails; the mock and Noria must not."""
+    for target in bench.targets:
+        for cell in cells:
+            if not target.can(cell):
+                continue
+            told = bench.fire(target, cell, Ask(min(8, cell.connections), requests=requests))
+            if told["ok"] == told["sent"]:
+                continue
+            why = ", ".join(f"{k} {told[k]}" for k in COUNTED if told[k]) + f" of {told['sent']}: {told['first_bad']}"
             if target.kind != "peer":
-                raise
-            print(f"Left out: {e}", file=sys.stderr)
-            bench.targets.remove(target)
-            bench.rows.append({"part": "failed", "cell": "-", "target": target.name, "round": 0, "why": str(e)[:600]})
+                raise Failed(f"{target.name} fails in the cell {cell.name}: {why}")
+            print(f"{target.name} is left out of {cell.name}: {why}", file=sys.stderr)
+            target.fails[cell.name] = why
+            target.no_streams |= cell.stream
+            bench.rows.append({"part": "failed", "cell": cell.name, "target": target.name, "round": 0, "why": why[:400]})
 
 
 def calls(bench: Bench, cells: Sequence[Cell], *, rounds: int, seconds: float) -> None:
@@ -109,12 +114,14 @@ def calls(bench: Bench, cells: Sequence[Cell], *, rounds: int, seconds: float) -
 def half(bench: Bench, cell: Cell, *, rounds: int, seconds: float) -> None:
     """Open loop at half of what each target carried in the cell, and the mock at the same rate right beside it."""
     most = {
-        t.name: figures.median(r["rps"] for r in bench.rows if (r["part"], r["cell"], r["target"]) == ("calls", cell.name, t.name))
+        t.name: figures.median(
+            r["rps"] for r in bench.rows if (r["part"], r["cell"], r["target"]) == ("calls", cell.name, t.name)
+        )
         for t in bench.targets
         if t.name != FLOOR
     }
     for number in range(rounds):
-        for target in bench.shuffled():
+        for target in bench.shuffled(cell):
             rate = (most.get(target.name) or 0.0) / 2
             if not rate:
                 continue
@@ -132,7 +139,7 @@ def streams(bench: Bench, cell: Cell, *, rounds: int) -> None:
     They begin spread over a second, since they would not begin in one instant.
     """
     for number in range(rounds):
-        for target in bench.shuffled():
+        for target in bench.shuffled(cell):
             count = min(cell.connections, target.streams)
             ask = Ask(count, requests=count, ramp_ms=1000)
             bench.measure("streams", target, replace(cell, connections=count), ask, number)["streams"] = count
@@ -140,15 +147,15 @@ def streams(bench: Bench, cell: Cell, *, rounds: int) -> None:
 
 def leave(bench: Bench, cell: Cell, *, times: int, patience: float = 5.0) -> None:
     """How long after a client went away in mid-stream its upstream connection is closed."""
-    for target in bench.shuffled():
+    for target in bench.shuffled(cell):
         delays: list[float] = []
+        stored, sent = target.recorded(), target.sent
         try:
             for _ in range(times):
                 known = len(told := tools.told_by(bench.upstream)["cancelled"])
                 last = told[-1] if told else 0
                 left = tools.leave(target.port, target.request(cell), 3)
                 target.sent += 1
-                target.odd += 1
                 end = time.monotonic() + patience
                 while time.monotonic() < end:
                     told = tools.told_by(bench.upstream)["cancelled"]
@@ -160,16 +167,26 @@ def leave(bench: Bench, cell: Cell, *, times: int, patience: float = 5.0) -> Non
             if target.kind != "peer":
                 raise
             print(f"{target.name}: {e}", file=sys.stderr)
-        target.settle(0)
+        reached = target.settle(stored + target.sent - sent)
         ordered = sorted(int(d * 1e6) for d in delays)
-        row: Row = {"part": "leave", "cell": "leave", "target": target.name, "round": 1, "asked": times, "cancelled": len(delays)}
+        row: Row = {
+            "part": "leave",
+            "cell": "leave",
+            "target": target.name,
+            "round": 1,
+            "asked": times,
+            "cancelled": len(delays),
+        }
+        row["sent"] = row["ok"] = target.sent - sent
+        if reached is not None:
+            row["recorded"] = reached - stored
         bench.rows.append(row | figures.spread("cancel", ordered) | {"cancel_max_ms": max(delays, default=None)})
         print(f"leave    {target.name:9} {len(delays)}/{times} cancelled, max {max(delays, default=0):.1f} ms", file=sys.stderr)
 
 
 def memory(bench: Bench, cells: Sequence[Cell], *, seconds: float, rest: float) -> None:
     """Memory of each target at rest, the most under load, and once it is at rest again; CPU at rest."""
-    for target in bench.shuffled():
+    for target in bench.shuffled(cells[-1]):
         if target.kind == "floor":
             continue
         row: Row = {"part": "memory", "cell": "memory", "target": target.name, "round": 1, "idle": target.memory()}
@@ -180,7 +197,7 @@ def memory(bench: Bench, cells: Sequence[Cell], *, seconds: float, rest: float) 
                 of = most.setdefault(name, {})
                 of |= {kind: max(mib, of.get(kind, 0.0)) for kind, mib in told.items()}
 
-        for cell in cells:
+        for cell in filter(target.can, cells):
             stored = target.recorded()
             told = bench.fire(target, cell, Ask(min(cell.connections, target.streams), seconds=seconds), look)
             row[f"ok_{cell.name}"] = f"{told['ok']}/{told['sent']}"

@@ -9,6 +9,7 @@ requests; none is given governance that it would have to be paid for: the figure
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -189,9 +190,7 @@ PEERS = {
         ),
         Peer(
             "portkey", _portkey_found, _portkey, streams=64,
-            # 1.15.2 brings a web adapter that breaks streams on Node 20
-            install=(("sh", "-c", """printf '%s' '{"dependencies":{"@portkey-ai/gateway":"1.15.2"},'"""
-                      """'"overrides":{"@hono/node-server":"1.14.2"}}' > package.json && npm install --no-audit --no-fund"""),),
+            install=(("npm", "install", "--no-audit", "--no-fund", "--prefix", ".", "@portkey-ai/gateway@1.15.2"),),
             headers=lambda p: ("authorization: Bearer sk-mock", "x-portkey-provider: openai",
                                f"x-portkey-custom-host: http://127.0.0.1:{p.upstream}/v1"),
             note="the open gateway; no keys, no records",
@@ -231,7 +230,8 @@ def version(peer: Peer) -> str:
     if peer.version:
         program = peer.found() or peer.version[0]
         done = subprocess.run([program, *peer.version[1:]], capture_output=True, text=True, check=False, timeout=30)
-        return " ".join((done.stdout + done.stderr).split())[:120]
+        told = re.search(r"version:\s*(\S+)", done.stdout + done.stderr)
+        return told[1] if told else "unknown"
     package = folder / "node_modules" / "@portkey-ai" / "gateway" / "package.json"
     if package.exists():
         import json

@@ -22,6 +22,7 @@ START_S = 60.0
 DRAIN_S = 60.0
 ROLES = {"keeper": "keeper", "worker": "worker", "up": "supervisor"}
 
+
 class KeeperCall(http.client.HTTPConnection):
     """HTTP over the keeper's unix socket."""
 
@@ -44,7 +45,13 @@ class Service:
     """`noria up` with the configuration of a mode; `port` is where it serves."""
 
     def __init__(
-        self, folder: Path, mode: str, models: dict[str, tuple[str, str]], *, enter: Enter | None = None, trust: Path | None = None
+        self,
+        folder: Path,
+        mode: str,
+        models: dict[str, tuple[str, str]],
+        *,
+        enter: Enter | None = None,
+        trust: Path | None = None,
     ) -> None:
         modes.write(folder, mode, models)
         self.home = folder / "home"
@@ -94,6 +101,16 @@ class Service:
         if done.returncode:
             raise Failed(f"noria {' '.join(args)}: {done.stdout}{done.stderr}")
         return json.loads(done.stdout)
+
+    def new_key(self, *options: str) -> str:
+        """A key that the workers know. Raises `Failed`."""
+        key = self.cli("keys", "create", *options)["key"]
+        end = time.monotonic() + 10
+        while tools.status(self.port, "/v1/models", {"authorization": f"Bearer {key}"}) != 200:
+            if time.monotonic() > end:
+                raise Failed("A new key did not reach the workers within 10 s.")
+            time.sleep(0.05)
+        return key
 
     def recorder(self) -> dict[str, Any]:
         """How far the keeper has recorded, by its own account."""

@@ -51,10 +51,19 @@ class Target:
     running: Running | None = None
     path: str = PATH
     sent: int = 0
-    odd: int = 0
-    """Requests whose price is not that of 64 tokens."""
+    nanousd: int = 0
+    """What the answers that were sent for cost at the price of `modes`, 1e-9 US dollars."""
     streams: int = 512
     starts: dict[str, float] = field(default_factory=dict)
+    fails: dict[str, str] = field(default_factory=dict)
+    """Cells in which a peer does not answer well, and why: it is left out of them."""
+    no_streams: bool = False
+
+    def can(self, cell: Cell) -> bool:
+        """Whether it takes part in a cell."""
+        return (
+            cell.name not in self.fails and not (cell.stream and self.no_streams) and not (cell.noria_only and not self.service)
+        )
 
     @property
     def kind(self) -> str:

@@ -68,7 +68,9 @@ async def main(certificate: str, port: int) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     tasks: set[asyncio.Task[None]] = set()
-    server = await asyncio.get_running_loop().create_server(lambda: Outer(port, tasks), "127.0.0.1", 0, ssl=context, backlog=1024)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Outer(port, tasks), "127.0.0.1", 0, ssl=context, backlog=1024
+    )
     print("listening", server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

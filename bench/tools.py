@@ -203,11 +203,11 @@ def leave(port: int, request: bytes, tokens: int, within: float = 20.0) -> int:
         return time.monotonic_ns()
 
 
-def status(port: int, path: str, timeout: float = 2.0) -> int:
+def status(port: int, path: str, headers: dict[str, str] | None = None, timeout: float = 2.0) -> int:
     """The status of a GET; 0 where nobody answers."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers or {})
         return connection.getresponse().status
     except (OSError, http.client.HTTPException):
         return 0

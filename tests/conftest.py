@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.loopback import DONE, begin, frame, listening, put
 
 NORIA = str(Path(sys.executable).with_name("noria"))
 DATA = Path(os.environ.get("NORIA_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -167,24 +168,8 @@ class Upstream:
 def upstream() -> Iterator[Upstream]:
     """Model names: `ok`, `slow-SECONDS`, `status-CODE`, `retry-after`, `cut`, `cut-json`, `garbage`, `hang-up`, `trickle`."""
     seen: list[dict[str, Any]] = []
-    loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(lambda r, w: _serve(r, w, seen), "127.0.0.1", 0))
-    port = server.sockets[0].getsockname()[1]
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    yield Upstream(port, seen)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
-    server.close()
-    loop.run_until_complete(_end_all(loop))
-    loop.close()
-
-
-async def _end_all(loop: asyncio.AbstractEventLoop) -> None:
-    tasks = [t for t in asyncio.all_tasks(loop) if t is not asyncio.current_task()]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    with listening(lambda r, w: _serve(r, w, seen)) as port:
+        yield Upstream(port, seen)
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen: list[dict[str, Any]]) -> None:
@@ -247,24 +232,17 @@ def _json(writer: asyncio.StreamWriter, status: int, value: Any, extra: str = ""
 
 
 async def _stream(writer: asyncio.StreamWriter, kind: str, value: str, body: dict[str, Any]) -> bool:
-    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+    begin(writer)
+    top = {"id": "chatcmpl-2", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
 
     async def send(data: bytes) -> None:
         pieces = [data[i : i + 3] for i in range(0, len(data), 3)] if kind == "trickle" else [data]
         for piece in pieces:
-            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            put(writer, piece)
             await writer.drain()
 
     def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
-        whole = {
-            "id": "chatcmpl-2",
-            "object": "chat.completion.chunk",
-            "created": 1,
-            "model": body["model"],
-            "choices": [choice],
-        }
-        return b"data: " + json.dumps(whole, ensure_ascii=False).encode() + b"\n\n"
+        return frame(top | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
 
     await send(chunk({"role": "assistant", "content": ""}))
     for i, token in enumerate(TOKENS):
@@ -276,21 +254,8 @@ async def _stream(writer: asyncio.StreamWriter, kind: str, value: str, body: dic
     await send(chunk({}, "stop"))
     if (body.get("stream_options") or {}).get("include_usage"):
         usage = {"prompt_tokens": 12, "completion_tokens": len(TOKENS), "total_tokens": 12 + len(TOKENS)}
-        await send(
-            b"data: "
-            + json.dumps(
-                {
-                    "id": "chatcmpl-2",
-                    "object": "chat.completion.chunk",
-                    "created": 1,
-                    "model": body["model"],
-                    "choices": [],
-                    "usage": usage,
-                }
-            ).encode()
-            + b"\n\n"
-        )
-    await send(b"data: [DONE]\n\n")
+        await send(frame(top | {"choices": [], "usage": usage}))
+    await send(DONE)
     writer.write(b"0\r\n\r\n")
     await writer.drain()
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 import tempfile
@@ -45,6 +46,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for name, outside in (("test_litellm.py", LITELLM), ("test_vercel_ai.py", NODE)):
         if name in names and not session.config.option.collectonly:
             outside.begin()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """LangChain, `llm` and LiteLLM leave their connections to the garbage collector, which is no mistake of ours."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def swept() -> Iterator[None]:
+    """Nothing of it is left for other tests to stumble over."""
+    yield
+    gc.collect()
 
 
 def _start_service() -> Callable[..., Any]:
@@ -112,6 +127,7 @@ def stopped(vendor: Vendor) -> Callable[[Callable[[], float]], None]:
 @pytest.fixture
 def waited(vendor: Vendor) -> Callable[[str], None]:
     """Assert that the caller of `wait` was told to, waited that long and no longer than it must, and asked once more."""
+
     def check(prompt: str) -> None:
         at = [a["at"] for a in vendor.of(prompt)]
         assert len(at) == 2
@@ -133,6 +149,17 @@ def node() -> Iterator[Driver]:
 
 
 @pytest.fixture
+def thrice() -> Callable[[Callable[[], Any]], None]:
+    """Does something three times: the key for 429 may ask once a minute."""
+
+    def do(what: Callable[[], Any]) -> None:
+        for _ in range(3):
+            what()
+
+    return do
+
+
+@pytest.fixture
 def asks(here: SimpleNamespace) -> dict[str, Any]:
     """Which app and key lead to which error, for every client: status → (app, key, code)."""
     return {
@@ -143,4 +170,3 @@ def asks(here: SimpleNamespace) -> dict[str, Any]:
         429: ("chat", here.tight, "rate_limit_exceeded"),
         503: ("away", here.key, "model_not_running"),
     }
-

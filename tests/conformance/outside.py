@@ -16,15 +16,15 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 HERE = Path(__file__).parent
-PATIENCE = 240
-"""Seconds for one installation; LiteLLM took 18 on two cores with an empty folder and a near registry, Node's packages 2."""
+PATIENCE = 100
+"""Seconds for one installation, below the timeout of a test; LiteLLM took 18 on two cores with an empty folder and a near registry, Node's packages 2."""
 Env = dict[str, str]
 
 
@@ -40,8 +40,9 @@ class Driver:
         """What became of a call; see the drivers for what they take."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # then it says nothing either
+            self._process.stdin.write(json.dumps(what) + "\n")
+            self._process.stdin.flush()
         for line in self._process.stdout:
             if line.startswith("> "):
                 answer: dict[str, Any] = json.loads(line[2:])
@@ -51,14 +52,14 @@ class Driver:
         raise AssertionError("the client's process ended:\n" + self._errors.read()[-4000:])
 
     def close(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()  # type: ignore[union-attr]  # pipes, as we asked for
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()  # type: ignore[union-attr]
         self._errors.close()
 
 
@@ -129,7 +130,18 @@ def _run(argv: list[str], folder: Path) -> None:
 
 
 def _install_litellm(folder: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--no-compile"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--require-hashes",
+        "--only-binary",
+        ":all:",
+        "--no-compile",
+    ]
     _run([*pip, "--disable-pip-version-check", "--target", str(folder), "-r", str(HERE / "litellm.txt")], folder)
 
 
@@ -157,7 +169,22 @@ def _node() -> tuple[str, list[str]]:
 def _install_node(folder: Path) -> None:
     for name in ("package.json", "package-lock.json"):
         shutil.copy(HERE / "node" / name, folder)
-    _run([*_node()[1], "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"], folder)
+    _run(
+        [
+            *_node()[1],
+            "ci",
+            "--ignore-scripts",
+            "--fetch-retries",
+            "1",
+            "--fetch-retry-mintimeout",
+            "1000",
+            "--no-audit",
+            "--no-fund",
+            "--loglevel",
+            "error",
+        ],
+        folder,
+    )
 
 
 def _vercel(folder: Path) -> tuple[list[str], Env]:

@@ -79,7 +79,9 @@ class Vendor:
         finally:
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: dict[str, Any], prompt: str) -> None:
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: dict[str, Any], prompt: str
+    ) -> None:
         model = body["model"]
         if model == "wait" and prompt not in self._busy:
             self._busy.add(prompt)

@@ -159,7 +159,8 @@ class Spawned:
 
     def end(self) -> tuple[list[str], int, str]:
         """Its remaining lines, exit code and errors."""
-        out, err = self._process.communicate(timeout=60)
+        out = self._process.stdout.read()  # communicate() would miss what readline() has read ahead
+        _, err = self._process.communicate(timeout=60)
         return out.split("\n")[:-1], self._process.returncode, err
 
     def close(self) -> None:

@@ -144,6 +144,33 @@ async def test_a_clause_finds_what_it_says(store, clause, found):
     assert await store.count("local", ask(clause)) == len(found)
 
 
+@pytest.mark.parametrize(
+    ("clauses", "found"),
+    [
+        ([("check", "=", "pii")], {"flagged", "both"}),
+        ([("check", "!=", "pii")], {"passed", "none"}),
+        ([("check", "~", "secr")], {"both"}),
+        ([("check", "=", "secrets")], {"both"}),
+        ([("check", "=", "allow")], set()),
+        ([("action", "=", "allow")], {"passed", "flagged"}),
+        ([("check", "=", "pii"), ("action", "=", "block")], {"both"}),
+    ],
+)
+async def test_a_check_is_found_where_it_found_something_not_where_it_only_judged(store, clauses, found):
+    bad = lambda check, action: Ruling(Verdict(check, False, 1.0, (Finding("x", 0, 1),)), action, "input.0.0", 1)  # noqa: E731
+    good = lambda check: Ruling(Verdict(check, True), "allow", "input", 1)  # noqa: E731
+    rulings = {
+        "passed": (good("pii"), good("secrets")),
+        "flagged": (good("secrets"), bad("pii", "flag")),
+        "both": (bad("pii", "mask"), bad("pii", "mask"), bad("secrets", "block")),
+        "none": (),
+    }
+    await store.append("local", plain(*(row(name, rulings=r) for name, r in rulings.items())), [], None)
+    for _ in range(2):
+        assert set(await ids(store, "local", ask(*clauses))) == found
+        await store.seal("local", "2026-01-01")
+
+
 async def test_an_unknown_column_names_the_nearest(store):
     with pytest.raises(RequestError, match="durationms") as e:
         await store.list("local", ask(("durationms", ">", "1")))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,8 +12,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from tests.loopback import begin, end, frame, listening, put
 
 KEYS = {"message", "type", "param", "code"}
+CALLS = {
+    "tool": ("function", "arguments", lambda text: json.dumps({"text": text}, ensure_ascii=False)),
+    "custom": ("custom", "input", str),
+}
+"""What the mirror's models that call tools put where."""
 
 
 @dataclass
@@ -48,12 +53,14 @@ class Answer:
         return "".join(c["delta"].get("content") or "" for c in choices)
 
     def arguments(self) -> str:
-        """The arguments of the first tool call."""
+        """The arguments of the first tool call, or its input where it is of a custom tool."""
         if not self.headers["content-type"].startswith("text/event-stream"):
-            return self.json["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"]
-        choices = [c for f in self.frames if f != "[DONE]" for c in f["choices"]]
-        calls = [call for c in choices for call in c["delta"].get("tool_calls") or []]
-        return "".join(call["function"].get("arguments", "") for call in calls)
+            calls = self.json["choices"][0]["message"]["tool_calls"][:1]
+        else:
+            choices = [c for f in self.frames if f != "[DONE]" for c in f["choices"]]
+            calls = [call for c in choices for call in c["delta"].get("tool_calls") or []]
+        said = [call.get("function") or call["custom"] for call in calls]
+        return "".join(s.get("arguments", s.get("input", "")) for s in said)
 
     def refuses(self, status: int, code: str | None, type: str = "invalid_request_error", param: str | None = None) -> dict:
         """Assert the whole shape of an OpenAI error; the error."""
@@ -175,12 +182,11 @@ class Mirror:
             data = json.dumps(top | {"choices": choices, "usage": usage}).encode()
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(data) + data)
             return
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        begin(writer)
         top["object"] = "chat.completion.chunk"
 
         def chunk(more: dict[str, Any]) -> None:
-            data = b"data: " + json.dumps(top | more, ensure_ascii=False).encode() + b"\n\n"
-            writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+            put(writer, frame(top | more))
 
         if body["model"] == "endless":
             await self._endless(reader, chunk)
@@ -192,7 +198,7 @@ class Mirror:
             chunk({"choices": [{"index": i, "delta": {}, "finish_reason": "stop"}]})
         if (body.get("stream_options") or {}).get("include_usage"):
             chunk({"choices": [], "usage": usage})
-        writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+        end(writer)
 
     async def _endless(self, reader: asyncio.StreamReader, chunk: Callable[[dict[str, Any]], None]) -> None:
         left = asyncio.ensure_future(reader.read(1))
@@ -204,44 +210,30 @@ class Mirror:
 
 
 def _said(model: str, text: str) -> dict[str, Any]:
-    if model != "tool":
+    if model not in CALLS:
         return {"role": "assistant", "content": text}
-    function = {"name": "note", "arguments": json.dumps({"text": text}, ensure_ascii=False)}
-    return {"role": "assistant", "content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": function}]}
+    kind, inner, written = CALLS[model]
+    call = {"id": "call_1", "type": kind, kind: {"name": "note", inner: written(text)}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
 def _deltas(model: str, text: str) -> Iterator[dict[str, Any]]:
     yield {"role": "assistant", "content": ""}
-    if model != "tool":
+    if model not in CALLS:
         yield from ({"content": text[i : i + 3]} for i in range(0, len(text), 3))
         return
-    whole = _said(model, text)["tool_calls"][0]
-    name = {"name": "note", "arguments": ""}
-    yield {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": name}]}
-    arguments = whole["function"]["arguments"]
-    for i in range(0, len(arguments), 3):
-        yield {"tool_calls": [{"index": 0, "function": {"arguments": arguments[i : i + 3]}}]}
+    kind, inner, written = CALLS[model]
+    yield {"tool_calls": [{"index": 0, "id": "call_1", "type": kind, kind: {"name": "note", inner: ""}}]}
+    whole = written(text)
+    for i in range(0, len(whole), 3):
+        yield {"tool_calls": [{"index": 0, kind: {inner: whole[i : i + 3]}}]}
 
 
 @pytest.fixture(scope="session")
 def mirror() -> Iterator[Mirror]:
-    """Model names: `tool` calls a tool with the text, `endless` streams until its caller leaves, others say it."""
+    """Model names: `tool` calls a tool with the text, `custom` a custom tool, `endless` streams until its caller leaves,
+    others say it.
+    """
     made = Mirror()
-    loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(made.serve, "127.0.0.1", 0))
-    made.port = server.sockets[0].getsockname()[1]
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    yield made
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
-    server.close()
-    loop.run_until_complete(_end_all(loop))
-    loop.close()
-
-
-async def _end_all(loop: asyncio.AbstractEventLoop) -> None:
-    tasks = [t for t in asyncio.all_tasks(loop) if t is not asyncio.current_task()]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    with listening(made.serve) as made.port:
+        yield made

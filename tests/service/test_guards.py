@@ -16,7 +16,7 @@ KEY = "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
 def noria(serve_once, mirror, caller):
     models = {
         name: {"provider": "openai_compatible", "url": mirror.url, "model": name, "timeouts": {"first": 10}}
-        for name in ("echo", "tool")
+        for name in ("echo", "tool", "custom")
     }
     models["narrow"] = models["echo"] | {"context": 400}
     guards = {
@@ -33,6 +33,9 @@ def noria(serve_once, mirror, caller):
         "plain": {"model": "echo"},
         "masked": {"model": "echo", "guard": "private"},
         "masked-tool": {"model": "tool", "guard": "private"},
+        "masked-custom": {"model": "custom", "guard": "private"},
+        "tidy-custom": {"model": "custom", "guard": "tidy"},
+        "polite-custom": {"model": "custom", "guard": "polite"},
         "safe": {"model": "echo", "guard": "safe"},
         "quiet": {"model": "echo", "guard": "quiet"},
         "polite": {"model": "echo", "guard": "polite"},
@@ -82,6 +85,33 @@ def test_the_arguments_of_a_tool_call_are_restored_as_valid_json(noria, mirror, 
     answer = noria.chat("masked-tool", TEXT, stream=stream)
     assert json.loads(answer.arguments()) == {"text": TEXT}
     assert without(mirror.last, EMAIL, PHONE)
+    assert without(noria.trace(answer.id), EMAIL, PHONE)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_the_input_of_a_custom_tool_call_is_restored_masked_and_blocked_as_free_text(noria, mirror, stream) -> None:
+    text = f'say "{TEXT}" to C:\\new'
+    answer = noria.chat("masked-custom", text, stream=stream)
+    assert answer.arguments() == text
+    assert without(mirror.last, EMAIL, PHONE)
+    assert without(noria.trace(answer.id), EMAIL, PHONE)
+    tidy = noria.chat("tidy-custom", 'A "forbidden fruit" \\u7981果', stream=stream)
+    assert tidy.arguments() == 'A "[TERM]" \\u7981果'
+    refused = noria.chat("polite-custom", "no forbidden fruit here", stream=stream)
+    assert b"forbidden" not in refused.body
+    assert b"Not here." in refused.body
+
+
+def test_the_input_of_an_earlier_custom_tool_call_is_masked_before_the_model(noria, mirror) -> None:
+    call = {"id": "c1", "type": "custom", "custom": {"name": "find", "input": f"mail {EMAIL}"}}
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": f"found {PHONE}"},
+        {"role": "user", "content": "go on"},
+    ]
+    answer = noria.post("/v1/chat/completions", {"model": "masked", "messages": messages})
+    assert without(mirror.last, EMAIL, PHONE)
+    assert mirror.last["messages"][0]["tool_calls"] == [call | {"custom": {"name": "find", "input": "mail [EMAIL_1]"}}]
     assert without(noria.trace(answer.id), EMAIL, PHONE)
 
 

@@ -21,6 +21,8 @@ from noria.app.keeper import Keeper
 from noria.contracts.batch import Batch, Owner, StoredFile
 from noria.contracts.error import NotFound, RequestError
 from noria.dialects.openai_batch import PURPOSES, batch_object, file_object, page, read_batch, read_expiry
+from noria.gateway.constraint import REGIONS_TAG
+from noria.kit import labels
 
 MOST_SHOWN = 10_000
 _FIELDS = 16
@@ -100,6 +102,7 @@ def _batches(depot: Callable[[], Depot]) -> APIRouter:
 
     @batches.post("")
     async def create(request: Request, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
+        _without_regions(request.headers.get("x-noria-tags", ""))
         return _json(batch_object(await depot().batches.create(owner, read_batch(await request.body()))))
 
     @batches.get("")
@@ -115,6 +118,21 @@ def _batches(depot: Callable[[], Depot]) -> APIRouter:
         return _json(batch_object(await depot().batches.cancel(owner, id)))
 
     return batches
+
+
+def _without_regions(tags: str) -> None:
+    """Raises `RequestError` where a caller's own tag narrows the regions: a batch's lines carry the tags of its key alone."""
+    try:
+        given = labels.read(tags) if tags else {}
+    except ValueError as e:
+        raise RequestError(f"The header x-noria-tags is wrong: {e}.", code="invalid_tags", param="x-noria-tags") from None
+    if given.get(REGIONS_TAG):
+        raise RequestError(
+            f"x-noria-tags: {REGIONS_TAG}={given[REGIONS_TAG]} cannot be kept: a batch carries the tags of its key alone.",
+            code="invalid_tags",
+            param="x-noria-tags",
+            hint=f"Use a key with the tag `{REGIONS_TAG}`.",
+        )
 
 
 def _page(request: Request, items: list[Any], show: Any, *, usual: int) -> dict[str, Any]:

@@ -354,7 +354,7 @@ class Gateway:
         """How many tokens a request has, and whether the number is exact (`x-noria-count`)."""
         house = self.worker.house
         assert house is not None, "_other has looked"
-        x = self._bare(request, "chat")
+        x = tagged(self._bare(request, "chat"), request.headers)
         body, (_, exact) = await protocols.counted(x, request, house, ingress, self.worker.subject)
         headers = [JSON, ("x-request-id", x.id), ("x-noria-count", "exact" if exact else "estimated")]
         request.response.send(200, [*headers, ("request-id", x.id)] if ingress is None else headers, body)
@@ -448,19 +448,17 @@ class Gateway:
         response.end()
 
 
-def _refuse(request: Request, error: NoriaError) -> None:
-    """An error before there is an exchange, in the caller's protocol."""
+def _refuse(request: Request, error: NoriaError, *more: tuple[str, str]) -> None:
+    """An error before there is an exchange, in the caller's protocol, with `more` headers."""
     name = uuid7()
     status, headers, body = protocols.refused(request, error, name)
-    request.response.send(status, [JSON, ("x-request-id", name), *headers], body)
+    request.response.send(status, [JSON, ("x-request-id", name), *more, *headers], body)
 
 
 def _wrong_method(request: Request, allowed: str) -> None:
     """405 with the `allow` that RFC 9110 §15.5.6 asks for."""
     wrong = f"{request.path} takes {allowed}, not {request.method}."
-    name = uuid7()
-    status, headers, body = protocols.refused(request, RequestError(wrong, code="method_not_allowed", status=405), name)
-    request.response.send(status, [JSON, ("x-request-id", name), ("allow", allowed), *headers], body)
+    _refuse(request, RequestError(wrong, code="method_not_allowed", status=405), ("allow", allowed))
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

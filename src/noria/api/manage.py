@@ -117,8 +117,8 @@ def _traces(app: FastAPI, keeper: Keeper) -> None:
         named, total = await keeper.rows(render.query(filter, before, limit))
         shown = [render.summary(row) for row, _, _ in named]
         for at in range(0, len(named) if previews else 0, PREVIEWS):
-            for line, found in zip(shown[at:], await keeper.recorded(named[at : at + PREVIEWS]), strict=False):
-                line |= render.previews(
+            for n, found in enumerate(await keeper.recorded(named[at : at + PREVIEWS]), at):
+                shown[n] |= render.previews(
                     found.request, found.answer, sse=found.row.answer_is_sse, dialect=render.spoken(found.row)
                 )
         more = render.cursor(named[-1][0]) if len(named) == limit else None

@@ -23,6 +23,7 @@ from noria.dialects.gemini_request import read_generate_request
 from noria.dialects.native import HEADERS
 from noria.dialects.openai import read_messages, read_request
 from noria.dialects.openai_error import error_answer
+from noria.gateway.constraint import allowed
 from noria.gateway.dialect import TRANSLATED, spoken, voiced
 from noria.kit.http_request import Request
 
@@ -95,7 +96,7 @@ async def counted(
 ) -> tuple[bytes, Counted]:
     """The body of a token count, and how it is known. Admitted and rate-limited like any request; not recorded: no model answers.
 
-    By the endpoint's own count where it has one, else by the estimate that `app.house.counter` documents, with
+    By the own count, where it has one, of the first endpoint that the request's regions allow, else by the estimate that `app.house.counter` documents, with
     `PER_MESSAGE` tokens for each message. The release's own prompt is not counted: it is not the caller's.
     """
     native = read_request(request.body)
@@ -141,7 +142,7 @@ class _Nothing:
 
 async def _count(x: Exchange, house: WiredHouse) -> Counted:
     assert x.release is not None, "admitted"
-    provider = house.provider(x.release.route[0])
+    provider = house.provider(allowed(x, x.release.route, x.release.routing.regions)[0])
     call: ModelCall = ModelCall(x.id, "chat", False, x.body, f"00-{x.trace}-{x.span}-01")
     if x.dialect in TRANSLATED:
         nothing = _Nothing()

@@ -15,7 +15,10 @@ from noria.contracts.trace import Clause, ExchangeRow, TraceQuery
 from noria.dialects.native import assemble_any, in_chat_form, text_asked, text_of_answer
 
 PREVIEW = 160
-_CLAUSE = re.compile(r"([^<>=!~]+)(>=|<=|!=|=|>|<|~)(.+)", re.DOTALL)
+_COLUMN = r"([^\s<>=!~]+)(>=|<=|!=|=|>|<|~)"
+_CLAUSE = re.compile(_COLUMN + r"(\S+)")
+_WORD = re.compile(_COLUMN + r'"((?:[^"\\]|\\.)*)"(?!\S)|(\S+)', re.DOTALL)
+_ESCAPED = re.compile(r'\\(["\\])')
 
 
 def summary(row: ExchangeRow) -> dict[str, Any]:
@@ -126,15 +129,21 @@ def previews(request: bytes | None, answer: bytes | None, *, sse: bool, dialect:
 
 
 def parse_filter(text: str) -> tuple[Clause, ...]:
-    """`app=support status>=400 error~timeout` as clauses. Raises `RequestError` that shows the shape."""
+    """`app=support status>=400 error~"timed out"` as clauses. Raises `RequestError` that shows the shape.
+
+    A value in double quotes may hold blanks and be empty; a quote or backslash in it is written with a backslash before it.
+    """
     clauses = []
-    for word in text.split():
-        found = _CLAUSE.fullmatch(word)
+    for word in _WORD.finditer(text):
+        if word[4] is None:
+            clauses.append(Clause(word[1], word[2], _ESCAPED.sub(r"\1", word[3])))  # type: ignore[arg-type]  # one of the operators
+            continue
+        found = _CLAUSE.fullmatch(word[4])
         if found is None:
             raise RequestError(
-                f"{word!r} is not a condition.",
+                f"{word[4]!r} is not a condition.",
                 param="filter",
-                hint="Write column, operator, value: app=support status>=400 error~timeout",
+                hint='Write column, operator, value: app=support status>=400 error~"timed out"',
             )
         clauses.append(Clause(found[1], found[2], found[3]))  # type: ignore[arg-type]  # one of the operators
     return tuple(clauses)
@@ -179,7 +188,7 @@ def _first_choice(answer: Any) -> str:
     if message.get("content") or choice.get("text"):
         return str(message.get("content") or choice.get("text"))
     calls = message.get("tool_calls") or []
-    return ", ".join(str((c.get("function") or {}).get("name", "")) + "()" for c in calls)
+    return ", ".join(str((c.get("function") or c.get("custom") or {}).get("name", "")) + "()" for c in calls)
 
 
 def _clip(text: str) -> str:

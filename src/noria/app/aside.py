@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from msgspec.structs import replace
 
-from noria.contracts.error import ConfigError, NotFound, RequestError
+from noria.contracts.error import ConfigError, NotFound
 from noria.contracts.exchange import Exchange
 from noria.contracts.release import Endpoint, GuardRule, Snapshot
 from noria.contracts.stage import Check, Provider
@@ -27,17 +27,11 @@ def passing(x: Exchange, snapshot: Snapshot, provider: Callable[[Endpoint], Prov
     else:
         route = (snapshot.passthrough,) if snapshot.passthrough is not None else ()
         own = ()
-    regions = constraint.demanded(x, own)
     able = [e for e in route if type(provider(e)).raw is not Provider.raw]
     if not able:
         raise NotFound(f"Unknown request URL: {x.path[:200]}.", code="unknown_url", hint=HINT)
-    fit = [e for e in able if not regions or constraint.within(e, regions)]
-    if not fit:
-        raise RequestError(
-            f"No model of {x.model!r} computes where this request may go.", code="no_model_qualifies", param="model"
-        )
     waiting = None
-    for endpoint in fit:
+    for endpoint in constraint.allowed(x, able, own):
         found = provider(endpoint)
         waiting = found.ready
         if waiting is None:

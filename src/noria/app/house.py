@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from noria.contracts.verdict import Ruling
 from noria.gateway import select
 from noria.gateway.admit import Admit
 from noria.gateway.cache import Cache, Recall
+from noria.gateway.constraint import within
 from noria.gateway.limits import Limits
 from noria.gateway.router import Router
 from noria.gateway.semantic import Meanings
@@ -203,7 +205,7 @@ class WiredHouse:
             template=Template() if release.prompt else None,
             state=ResponseState(bench.sessions),
             memory=Memory(bench.sessions) if release.memory else None,
-            window=Window(fitted(release, windows), counter(providers[release.route[0].name]), report=bench.cut)
+            window=Window(fitted(release, windows), counter(tokenizer(release, providers)), report=bench.cut)
             if release.fit and windows
             else None,
             record_bodies=app.record_bodies if app else False,
@@ -230,7 +232,7 @@ class WiredHouse:
             semantic = caching.semantic
             self.endpoints.append(semantic.embedder)
             name = release.app, msgspec.msgpack.encode(semantic.embedder), semantic.entries
-            likeness = Meanings(semantic, bench.provider(semantic.embedder), bench.cache.index(*name))
+            likeness = Meanings(semantic, bench.provider(semantic.embedder), bench.cache.index(*name), release.routing.regions)
         return Recall(release, caching, bench.cache, likeness)
 
 
@@ -256,7 +258,12 @@ def guarding(rules: Rules, report: Callable[[Exchange, Ruling], None]) -> dict[s
     }
 
 
-def counter(provider: Provider) -> Callable[[str], Awaitable[int]]:
+def tokenizer(release: Release, providers: Mapping[str, Provider]) -> Provider | None:
+    """Who counts a release's tokens: the first of the route that may see its prompts."""
+    return next((providers[e.name] for e in release.route if within(e, release.routing.regions)), None)
+
+
+def counter(provider: Provider | None) -> Callable[[str], Awaitable[int]]:
     """Tokens of a text: the provider's own count, else an estimate.
 
     The estimate errs towards more: tokenizers of 2023 and later average 3.5 to 4.5 ASCII characters a token on
@@ -264,11 +271,11 @@ def counter(provider: Provider) -> Callable[[str], Awaitable[int]]:
     """
 
     async def count(text: str) -> int:
-        try:
-            return await provider.count(text)
-        except NotImplementedError:
-            plain = len(text.encode("ascii", "ignore"))
-            return -(-plain // 3) + len(text) - plain
+        if provider is not None:
+            with suppress(NotImplementedError):
+                return await provider.count(text)
+        plain = len(text.encode("ascii", "ignore"))
+        return -(-plain // 3) + len(text) - plain
 
     return count
 

@@ -370,6 +370,10 @@ class Keeper:
         alarms = [("spool", w["spool"]["alarm"]) for w in self.workers()] + [("recorder", self.recording.state()["alarm"])]
         alarms += [("endpoint", text) for text in sorted({s.alarm for h, _ in self._workers.values() for s in h.endpoints})]
         told = [{"level": "error", "code": code, "text": text} for code, text in alarms if text]
+        if aside := self.recording.state()["aside"]:
+            named = ", ".join(aside[:5]) + (", …" if len(aside) > 5 else "")
+            text = f"{len(aside)} records that the trace store refuses, or that cannot be read, lie in spool/poison: {named}. The next start tries again."
+            told.append({"level": "error", "code": "records_aside", "text": text})
         snapshot = self._snapshot
         if snapshot is not None:
             told += idle(snapshot, self.home / "metrics")

@@ -22,6 +22,7 @@ from noria.contracts.release import Endpoint
 from noria.contracts.stage import Inward
 from noria.contracts.trace import Attempt, ExchangeRow
 from noria.dialects.upstream import refusal
+from noria.gateway.constraint import allowed
 from noria.gateway.limits import Limits
 from noria.gateway.router import NORIA_FIELDS, Router
 from noria.journeys.prompt import House, Parts
@@ -30,11 +31,22 @@ from noria.observe.account import Account
 _NOT_SENT = NORIA_FIELDS | {"stream", "stream_options"}
 
 
+Place = tuple[str, str, str]
+"""Name, URL and region of an endpoint."""
+
+
 class Prepared(msgspec.Struct, frozen=True):
     """What a `prepare` answers. `bounded`: money was set aside for it, so it must not be spent later and elsewhere."""
 
     body: msgspec.Raw
     bounded: bool
+    place: Place = ("", "", "")
+    """Of the endpoint that it was prepared for, and may be sent to."""
+
+
+def place(endpoint: Endpoint) -> Place:
+    """Where what is sent to an endpoint goes."""
+    return endpoint.name, endpoint.url, endpoint.region
 
 
 class Droppable(House, Protocol):
@@ -94,13 +106,13 @@ class Preparing:
         return account.row(x, worker="", config="")
 
     async def send(self, x: Exchange, gate: object, account: Account, began: int) -> ModelReply:  # noqa: ARG002  as a router
-        """In the router's place."""
+        """In the router's place. Raises `RequestError` where the endpoint computes outside of the line's regions."""
         assert x.release is not None
-        endpoint = x.release.route[0]
+        endpoint = allowed(x, x.release.route[:1], x.release.routing.regions)[0]
         params = {k: msgspec.Raw(msgspec.json.encode(v)) for k, v in x.release.params.items()}
         fields = {**params, **{k: v for k, v in x.body.items() if k not in _NOT_SENT}}
         fields["model"] = msgspec.Raw(msgspec.json.encode(endpoint.model))
-        self.prepared = Prepared(msgspec.Raw(msgspec.json.encode(fields)), account.reserved is not None)
+        self.prepared = Prepared(msgspec.Raw(msgspec.json.encode(fields)), account.reserved is not None, place(endpoint))
         raise Halted("The line is prepared.", code="prepared")
 
 

@@ -11,7 +11,8 @@ from noria.contracts.error import StoreError
 from noria.contracts.port import TraceStore
 from noria.contracts.trace import ExchangeRow
 from noria.kit.spool import SpoolReader
-from noria.observe.trace import KeySource, Recorder
+from noria.observe.poison import PoisonBox
+from noria.observe.trace import KeySource, Recorder, store_again
 
 Seen = Callable[[Sequence[ExchangeRow]], None]
 """Is told of every row that was stored; must be quick."""
@@ -29,6 +30,7 @@ class Recording:
     def __init__(self, folder: Path, store: TraceStore, key: KeySource, *, seen: Seen | None = None) -> None:
         self._seen = seen
         self._reader = SpoolReader(folder)
+        self._aside = PoisonBox(folder)
         self._store = store
         self._key = key
         self._recorders: dict[str, Recorder] = {}
@@ -38,6 +40,7 @@ class Recording:
 
     async def run(self) -> None:
         """Record until cancelled."""
+        await store_again(self._aside, self._store, self._key)
         try:
             while True:
                 for spool in await asyncio.to_thread(self._reader.spools):
@@ -119,5 +122,6 @@ class Recording:
             "stored": sum(r.stored for r in self._recorders.values()),
             "undecodable": sum(r.undecodable for r in self._recorders.values()),
             "failures": sum(r.failures for r in self._recorders.values()),
+            "aside": self._aside.names(),
             "alarm": "; ".join(alarms) or None,
         }

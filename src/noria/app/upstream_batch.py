@@ -20,9 +20,9 @@ from msgspec.structs import replace
 from noria.app.batch_run import Change, Take
 from noria.app.house import make_provider
 from noria.app.lane import Calls
-from noria.app.line_house import Prepared
+from noria.app.line_house import Prepared, place
 from noria.contracts.batch import Batch, Envelope, Lane, Line, LineResult
-from noria.contracts.error import NoriaError, UpstreamError
+from noria.contracts.error import NoriaError, Unavailable, UpstreamError
 from noria.contracts.exchange import RawCall
 from noria.contracts.release import Endpoint, Snapshot
 from noria.contracts.stage import Provider
@@ -88,7 +88,7 @@ class UpstreamBatches:
             return
         provider = self._provider(endpoint)
         if not batch.upstream:
-            left = await self._prepared(batch, lines, take, stopped)
+            left = await self._prepared(batch, lines, take, endpoint=endpoint, stopped=stopped)
             if not left or stopped():
                 return
             lines = [line for line in lines if line.number in left]
@@ -133,12 +133,20 @@ class UpstreamBatches:
 
     # -- the steps ----------------------------------------------------------------------------------
 
-    async def _prepared(self, batch: Batch, lines: Sequence[Line], take: Take, stopped: Callable[[], bool]) -> dict[int, bytes]:
-        """What the endpoint is to be sent, by line; a line that is refused on the way there ends here."""
+    async def _prepared(
+        self, batch: Batch, lines: Sequence[Line], take: Take, *, endpoint: Endpoint, stopped: Callable[[], bool]
+    ) -> dict[int, bytes]:
+        """What the endpoint is to be sent, by line; a line that is refused on the way there ends here.
+
+        Raises `Unavailable` where a line was prepared for another endpoint, one that the configuration has named meanwhile:
+        who may see it was asked of that one.
+        """
         found: dict[int, bytes] = {}
+        elsewhere = False
         places = asyncio.Semaphore(AT_ONCE)
 
         async def one(line: Line) -> None:
+            nonlocal elsewhere
             async with places:
                 reply = await self._asked(batch, line, "prepare", None, stopped=stopped)
                 if reply is None:
@@ -150,11 +158,14 @@ class UpstreamBatches:
                     if (whole := await self._asked(batch, line, "run", None, stopped=stopped)) is not None:
                         take(whole.result)
                 else:
+                    elsewhere |= prepared.place != place(endpoint)
                     found[line.number] = bytes(prepared.body)
 
         async with asyncio.TaskGroup() as group:
             for line in lines:
                 group.create_task(one(line))
+        if elsewhere:
+            raise Unavailable("The app's endpoint was changed while the batch was prepared.", code="endpoint_changed")
         return found
 
     async def _asked(

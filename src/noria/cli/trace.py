@@ -26,7 +26,7 @@ def command() -> None:
 @click.option("--count", is_flag=True, help="Only how many there are.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
 def list_(filter: tuple[str, ...], limit: int, *, count: bool, as_json: bool) -> None:
-    """Newest first. FILTER: conditions such as `app=support status>=400 outcome=blocked error~timeout`."""
+    """Newest first. FILTER: conditions such as `app=support status>=400 check=pii error~timeout`, blanks in quotes: `app="my app"`."""
     text = " ".join(filter)
     if count:
         total = call("GET", _path(text, "", 1))["total"]

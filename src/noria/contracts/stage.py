@@ -147,8 +147,8 @@ class Provider(ABC):
     behaviour: ClassVar[int] = 1
     requires: ClassVar[tuple[str, ...]] = ()
     Config: ClassVar[type[Options]] = Options
-    speaks: ClassVar[frozenset[Dialect]] = frozenset({"openai"})
-    """What `ModelCall.dialect` may be; in one that is not `openai`, body and answer pass as they are."""
+    speaks: frozenset[Dialect] = frozenset({"openai"})
+    """Of the class, or of one endpoint: what `ModelCall.dialect` may be; in one that is not `openai`, body and answer pass as they are."""
     understands: ClassVar[frozenset[str]] = frozenset()
     """Fields beyond OpenAI's that it can make use of (`top_k`, `thinking`), whatever the caller's protocol was."""
 

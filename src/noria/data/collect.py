@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def read_prompts(path: Path, *, skip: Callable[[int, str], None] | None = None) 
     asked. Raises `ConfigError` that names file and line.
     """
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    number = 0
     try:
         with opener(path, "rb") as f:
             for number, line in enumerate(f, 1):
@@ -62,8 +64,9 @@ def read_prompts(path: Path, *, skip: Callable[[int, str], None] | None = None) 
                     skip(number, e.text)
                 else:
                     yield prompt
-    except (OSError, EOFError) as e:
-        raise ConfigError(f"{path} cannot be read: {e}") from e
+    except (OSError, EOFError, zlib.error) as e:
+        where = f"{path}:{number + 1}" if number else None
+        raise ConfigError(f"{path} cannot be read: {e}", where=where) from e
 
 
 def _prompt(path: Path, number: int, line: bytes) -> Prompt:
@@ -94,8 +97,8 @@ def messages_of(row: dict[str, Any]) -> Messages:
             return _until_last_user([m for m in map(_message, row[key]) if m])
     turns = row.get("turns")
     if isinstance(turns, list) and turns:
-        first = turns[0]
-        return [{"role": "user", "content": first if isinstance(first, str) else str(first.get("content", ""))}]
+        first = turns[0].get("content") if isinstance(turns[0], dict) else turns[0]
+        return [{"role": "user", "content": first}] if isinstance(first, str) and first.strip() else []
     instruction = row.get("instruction")
     if isinstance(instruction, str) and instruction.strip():
         extra = row.get("input")

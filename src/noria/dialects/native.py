@@ -12,13 +12,14 @@ import msgspec
 
 from noria.contracts.error import RequestError
 from noria.contracts.exchange import Answer, Dialect, Kind, Usage
-from noria.dialects import anthropic_native, gemini_native
+from noria.dialects import anthropic_native, gemini_native, responses_native
 from noria.dialects.anthropic import read_message
 from noria.dialects.anthropic_request import read_messages_request
 from noria.dialects.gemini import read_generate
 from noria.dialects.gemini_request import read_generate_request
 from noria.dialects.openai_answer import read_answer
 from noria.dialects.openai_stream import StreamReader, assemble
+from noria.dialects.responses_request import read_response_request
 
 Raws = dict[str, msgspec.Raw]
 
@@ -58,6 +59,8 @@ def reader_of(dialect: Dialect) -> Reader:
     """A fresh reader for a stream."""
     if dialect == "anthropic":
         return anthropic_native.NativeReader()
+    if dialect == "responses":
+        return responses_native.NativeReader()
     return gemini_native.NativeReader() if dialect == "gemini" else StreamReader()
 
 
@@ -65,11 +68,18 @@ def facts_of(dialect: Dialect, kind: Kind, body: bytes) -> Answer:
     """The facts of a whole answer. Raises ValueError on what is none."""
     if dialect == "anthropic":
         return anthropic_native.read_native(body)
+    if dialect == "responses":
+        return responses_native.read_native(body)
     return gemini_native.read_native(body) if dialect == "gemini" else read_answer(kind, body)
 
 
 def request_of(dialect: Dialect, native: Raws, params: Raws) -> Raws | None:
     """The caller's own request with a release's parameters filled in; None where that takes a translation."""
+    if dialect == "responses":
+        native = responses_native.own_request(native, params) or {}
+        params = {}
+        if not native:
+            return None
     if not native.keys().isdisjoint(_OURS):
         native = {name: value for name, value in native.items() if name not in _OURS}
     if not params:
@@ -84,6 +94,9 @@ def recorded(dialect: Dialect, native: Raws, subject: str) -> bytes:
         metadata = msgspec.json.decode(native["metadata"])
         if isinstance(metadata, dict) and metadata.get("user_id"):
             native = native | {"metadata": msgspec.Raw(msgspec.json.encode(metadata | {"user_id": subject}))}
+    named = {"user", "safety_identifier"}.intersection(native) if dialect == "responses" else ()
+    if named:
+        native = native | dict.fromkeys(named, msgspec.Raw(msgspec.json.encode(subject)))
     return msgspec.json.encode(native)
 
 
@@ -91,6 +104,8 @@ def assemble_any(stream: bytes, dialect: Dialect = "openai") -> dict[str, Any]:
     """The whole answer that a recorded stream amounts to."""
     if dialect == "anthropic":
         return anthropic_native.assemble_native(stream)
+    if dialect == "responses":
+        return responses_native.assemble_native(stream)
     return gemini_native.assemble_native(stream) if dialect == "gemini" else assemble(stream)
 
 
@@ -104,6 +119,9 @@ def _chat_request(dialect: Dialect, request: Any) -> Any:
         native = msgspec.json.decode(msgspec.json.encode(request), type=Raws)
         if dialect == "anthropic":
             chat = read_messages_request(native, counting=True)
+        elif dialect == "responses":
+            chat = read_response_request(native)[0]
+            chat.pop(responses_native.UNSAID, None)
         else:
             chat = read_generate_request(native, "", stream=False)
     except (RequestError, msgspec.ValidationError):
@@ -112,6 +130,8 @@ def _chat_request(dialect: Dialect, request: Any) -> Any:
 
 
 def _chat_answer(dialect: Dialect, answer: Any) -> Any:
+    if dialect == "responses":
+        return responses_native.chat_of_native(answer) if isinstance(answer, dict) else None
     body = msgspec.json.encode(answer)
     try:
         return msgspec.json.decode(read_message(body, 0) if dialect == "anthropic" else read_generate(body, 0))
@@ -121,12 +141,18 @@ def _chat_answer(dialect: Dialect, answer: Any) -> Any:
 
 def text_of_answer(answer: dict[str, Any], dialect: Dialect) -> str:
     """What a whole native answer says."""
+    if dialect == "responses":
+        return responses_native.text_of_native(answer)
     return anthropic_native.text_of_native(answer) if dialect == "anthropic" else gemini_native.text_of_native(answer)
 
 
 def text_asked(request: dict[str, Any], dialect: Dialect) -> str:
     """The last user turn of a native request."""
     turns, key = ("contents", "parts") if dialect == "gemini" else ("messages", "content")
+    if dialect == "responses":
+        turns = "input"
+        if isinstance(request.get(turns), str):
+            return str(request[turns])
     for turn in reversed(request.get(turns) or []):
         if isinstance(turn, dict) and turn.get("role", "user") == "user":
             content = turn.get(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import msgspec
@@ -11,6 +12,7 @@ from noria.contracts.stage import Outlet
 from noria.dialects.responses import Shape, write_response
 from noria.dialects.responses_request import Raws, read_response_request
 from noria.dialects.responses_stream import ResponseStream
+from noria.dialects.sse import data_of
 
 
 class ResponsesIngress:
@@ -31,11 +33,44 @@ class ResponsesIngress:
         return body
 
 
+_SEQUENCE = re.compile(rb'"sequence_number":\s*(\d+)')
+
+
+class Verbatim:
+    """Where events go that are a Response's already."""
+
+    def __init__(self, out: Outlet) -> None:
+        self._out = out
+        self.last = b""
+        """What came last: empty where nothing has."""
+
+    def data(self, data: bytes) -> None:
+        """The next bytes, as they are."""
+        self.last = data
+        self._out.data(data)
+
+    def fail(self, frame: bytes) -> None:
+        """An error (chat's frame) after the bytes of another's stream: its `error` event, numbered on."""
+        said = (msgspec.json.decode(data_of(frame) or b"{}").get("error")) or {}
+        numbers = _SEQUENCE.findall(self.last)
+        event = {
+            "type": "error",
+            "code": said.get("code"),
+            "message": str(said.get("message") or ""),
+            "param": said.get("param"),
+        }
+        event["sequence_number"] = int(numbers[-1]) + 1 if numbers else 0
+        self._out.data(b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n")
+
+
 class ResponsesOutlet:
-    """Takes an answer in chat form and writes it as a Response. Errors before it are OpenAI's already."""
+    """Takes an answer in chat form and writes it as a Response. Errors before it are OpenAI's already. `verbatim` takes an
+    answer that is a Response, or the events of one.
+    """
 
     def __init__(self, x: Exchange, out: Outlet) -> None:
         self._out = out
+        self.verbatim = Verbatim(out)
         self._shape = Shape(x.native, x.id, x.started_ns // 1_000_000_000)
         self._stream: ResponseStream | None = None
         self._whole: list[bytes] | None = None
@@ -62,6 +97,9 @@ class ResponsesOutlet:
         if self._whole is not None:
             self._whole.append(data)
             return
+        if self.verbatim.last:
+            self.verbatim.fail(data)
+            return
         out = data if self._stream is None else self._stream.feed(data)
         if out:
             self._out.data(out)
@@ -69,7 +107,9 @@ class ResponsesOutlet:
     def end(self) -> None:
         """See `contracts.stage.Outlet`."""
         now = int(time.time())
-        if self._stream is not None:
+        if self.verbatim.last:
+            pass
+        elif self._stream is not None:
             self._out.data(self._stream.end(now))
         elif self._whole is not None:
             chat = msgspec.json.decode(b"".join(self._whole))

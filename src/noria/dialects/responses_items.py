@@ -36,14 +36,20 @@ _PART_KEYS = {
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
-def read_items(items: Sequence[Any], param: str = "input") -> tuple[list[Fields], list[str]]:
+def read_items(
+    items: Sequence[Any], param: str = "input", *, later: list[RequestError] | None = None
+) -> tuple[list[Fields], list[str]]:
     """The chat messages that `items` amount to, and a sentence for each thing that chat cannot carry.
 
-    A referenced item becomes a message of role `item_reference` with its `id`. Raises `RequestError` that names the item.
+    A referenced item becomes a message of role `item_reference` with its `id`. Raises `RequestError` that names the item, or, for one
+    that chat has no counterpart of, leaves it out and puts the error into `later`, where that is given.
     """
     reader = _Reader()
     for i, item in enumerate(items):
-        reader.read(item, f"{param}[{i}]")
+        try:
+            reader.read(item, f"{param}[{i}]")
+        except RequestError as e:
+            put_off(e, later)
     return reader.messages, list(reader.warnings)
 
 
@@ -256,6 +262,13 @@ def _file(part: Fields, where: str) -> Fields:
     if not given.keys() & {"file_id", "file_data"}:
         raise RequestError(f"'{where}' needs file_data or file_id.", code="missing_required_parameter", param=where)
     return {"type": "file", "file": given}
+
+
+def put_off(error: RequestError, later: list[RequestError] | None) -> None:
+    """Into `later`, where there is one, what `not_in_chat` refuses; any other error is raised."""
+    if later is None or error.code != "unsupported_feature":
+        raise error
+    later.append(error)
 
 
 def not_in_chat(param: str, what: str) -> RequestError:

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from noria.contracts.error import RequestError
-from noria.dialects.responses_items import Fields, not_in_chat, read_items
+from noria.dialects.responses_items import Fields, not_in_chat, put_off, read_items
+from noria.dialects.responses_native import UNSAID, unsaid
 
 Raws = dict[str, msgspec.Raw]
 
@@ -58,16 +59,23 @@ def read_response_request(fields: Raws) -> tuple[Raws, tuple[str, ...]]:
 
     `stream_options.include_usage` is set, for the last event of a stream holds the usage. `metadata`, `store` and
     `previous_response_id` are Noria's to serve and stay out.
+
+    With `store: false` an endpoint may get the request as it is (`responses_native.own_request`). What chat has no
+    counterpart of is then neither refused nor said yet: both are under `responses_native.UNSAID`.
     """
     _refuse(fields)
     warnings: list[str] = []
-    messages, lost = _messages(fields)
+    later: list[RequestError] | None = [] if bytes(fields.get("store", b"")) == b"false" else None
+    messages, lost = _messages(fields, later)
     warnings += lost
-    chat: Raws = {k: v for k, v in fields.items() if k not in _MINE}
+    chat: Raws = {k: v for k, v in fields.items() if k not in _MINE and k != UNSAID}
     made: Fields = {"messages": messages}
-    made |= _tools(_value(fields, "tools"))
-    made |= _tool_choice(_value(fields, "tool_choice"))
-    made |= _text(_value(fields, "text"))
+    made |= _tools(_value(fields, "tools"), later)
+    for read, name in ((_tool_choice, "tool_choice"), (_text, "text")):
+        try:
+            made |= read(_value(fields, name))
+        except RequestError as e:
+            put_off(e, later)
     made |= _reasoning(_value(fields, "reasoning"), warnings)
     made |= _logprobs(_value(fields, "include"), _value(fields, "top_logprobs"))
     if _given(fields, "max_output_tokens"):
@@ -79,6 +87,9 @@ def read_response_request(fields: Raws) -> tuple[Raws, tuple[str, ...]]:
     if _value(fields, "stream") is True:
         made["stream_options"] = _stream_options(_value(fields, "stream_options"), warnings)
     chat |= {k: v if isinstance(v, msgspec.Raw) else msgspec.Raw(msgspec.json.encode(v)) for k, v in made.items()}
+    if later is not None and (later or warnings):
+        chat[UNSAID] = unsaid(later[0] if later else None, list(dict.fromkeys(warnings)))
+        return chat, ()
     return chat, tuple(dict.fromkeys(warnings))
 
 
@@ -132,14 +143,16 @@ def _refuse(fields: Raws) -> None:
             raise _wrong_type(name, shape)
 
 
-def _messages(fields: Raws) -> tuple[list[Fields], list[str]]:
+def _messages(fields: Raws, later: list[RequestError] | None) -> tuple[list[Fields], list[str]]:
     given = _value(fields, "input")
     if given is None or given == []:
         raise RequestError("Missing required parameter: 'input'.", code="missing_required_parameter", param="input")
     if isinstance(given, str):
         messages, warnings = [{"role": "user", "content": given}], list[str]()
     elif isinstance(given, list):
-        messages, warnings = read_items(given)
+        messages, warnings = read_items(given, later=later)
+        if not messages and later:
+            messages = [{"role": "user", "content": ""}]
         if not messages:
             raise RequestError("'input' holds nothing to answer.", code="invalid_value", param="input")
     else:
@@ -150,12 +163,19 @@ def _messages(fields: Raws) -> tuple[list[Fields], list[str]]:
     return ([{"role": "system", "content": instructions}] if instructions else []) + messages, warnings
 
 
-def _tools(tools: Any) -> Fields:
+def _tools(tools: Any, later: list[RequestError] | None) -> Fields:
     if not tools:
         return {}
     if not isinstance(tools, list):
         raise _wrong_type("tools", "a list of tools")
-    return {"tools": [_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)]}
+    made = []
+    for i, tool in enumerate(tools):
+        try:
+            made.append(_tool(tool, f"tools[{i}]"))
+        except RequestError as e:
+            put_off(e, later)
+            made.append(tool)
+    return {"tools": made}
 
 
 def _tool(tool: Any, where: str) -> Fields:

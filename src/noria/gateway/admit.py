@@ -68,7 +68,8 @@ class Admit:
             key = x.key or self._snapshot.keys.get(digest(given.encode()))
             if key is not None:
                 if key.expires_ns is not None and key.expires_ns <= self._clock.now_ns():
-                    raise Unauthorized("This API key has expired.", code="invalid_api_key", hint="Ask for a new one.")
+                    expired = "Incorrect API key provided: it has expired."
+                    raise Unauthorized(expired, code="invalid_api_key", hint="Ask for a new one.")
                 if key.withheld:
                     raise withheld(key)
                 if key.endpoints and not covers(key.endpoints, x.path):
@@ -85,7 +86,9 @@ class Admit:
             return None
         if not given:
             raise Unauthorized("No API key was sent.", code="missing_api_key", hint="Send it as `Authorization: Bearer <key>`.")
-        raise Unauthorized("The API key is not known here.", code="invalid_api_key", hint="Check it for missing characters.")
+        # the vendor's own words: LiteLLM tells a wrong key from any other mistake of the caller's by them alone
+        wrong = "Incorrect API key provided: it is not known here."
+        raise Unauthorized(wrong, code="invalid_api_key", hint="Check it for missing characters.")
 
     def _release(self, x: Exchange, key: Key | None) -> Release:
         if key is not None and key.apps and x.model not in key.apps:

@@ -24,12 +24,23 @@ def demanded(x: Exchange, own: Regions) -> Regions:
 
 
 def within(endpoint: Endpoint, regions: Regions) -> bool:
-    """Whether an endpoint computes within every constraint. An unknown region is within none.
+    """Whether an endpoint computes within every constraint. An unknown region is within none, an empty name (`eu+`) is none.
 
     >>> within(Endpoint("a", "p", "m", region="eu-west-1"), (("eu", "uk"),))
     True
     """
-    return all(any(endpoint.region == r or endpoint.region.startswith(r + "-") for r in group) for group in regions)
+    return all(any(r and (endpoint.region == r or endpoint.region.startswith(r + "-")) for r in group) for group in regions)
+
+
+def allowed(x: Exchange, endpoints: Sequence[Endpoint], own: Regions) -> Sequence[Endpoint]:
+    """Those that may see `x` at all, whatever they are to do with it. Raises `RequestError` where none may."""
+    regions = demanded(x, own)
+    if not regions:
+        return endpoints
+    fit = [e for e in endpoints if within(e, regions)]
+    if not fit:
+        raise refusal(endpoints, Facts(x), regions)
+    return fit
 
 
 def why_not(endpoint: Endpoint, facts: Facts, regions: Regions) -> str:
@@ -47,9 +58,18 @@ def too_small(endpoint: Endpoint, facts: Facts) -> bool:
     return endpoint.context is not None and facts.tokens > 1.5 * endpoint.context
 
 
+def said(regions: Regions) -> str:
+    """Constraints in words.
+
+    >>> said((("eu", "uk"), ("eu",)))
+    'regions [eu, uk] and [eu]'
+    """
+    return "regions " + " and ".join(f"[{', '.join(group)}]" for group in regions)
+
+
 def refusal(endpoints: Sequence[Endpoint], facts: Facts, regions: Regions) -> RequestError:
     """The error that says which constraint leaves nobody."""
-    asked = [f"regions {' and '.join('[' + ', '.join(r) + ']' for r in regions)}"] if regions else []
+    asked = [said(regions)] if regions else []
     asked += [name.replace("_", " ") for name in facts.needs() if any(name in e.lacks for e in endpoints)]
     reasons = [(e.name, why_not(e, facts, regions) or "has too small a context window") for e in endpoints]
     many = "; ".join(f"{name} {why}" for name, why in reasons[:8])

@@ -18,11 +18,12 @@ from noria.contracts.exchange import Dialect, Exchange, ModelCall
 from noria.contracts.stage import Provider
 from noria.dialects.lower import lower
 from noria.dialects.native import request_of
+from noria.dialects.responses_native import plain
 
 Raws = dict[str, msgspec.Raw]
 M = TypeVar("M")
 
-TRANSLATED = frozenset({"anthropic", "gemini"})
+TRANSLATED = frozenset({"anthropic", "gemini", "responses"})
 """Dialects whose requests keep extension fields in chat form, and which some endpoints speak themselves."""
 
 
@@ -107,11 +108,14 @@ def voiced(call: Spoken, provider: Provider, ear: Ear | None, told: Told) -> Mod
 def translated(call: Spoken, provider: Provider) -> tuple[ModelCall, tuple[str, ...]]:
     """The call in chat form and what that lost; extension fields stay for an endpoint of the same dialect."""
     lost = tuple(f"The header {name} was not forwarded: the request was translated." for name, _ in call.native_headers)
-    if call.spoken in provider.speaks:
+    if call.spoken in provider.speaks and call.spoken != "responses":
         return ModelCall(call.exchange, call.kind, call.stream, call.body, call.traceparent), lost
     known = call.plain.get(provider.understands)
     if known is None:
-        body, more = lower(call.body, call.subject, provider.understands)
+        if call.spoken == "responses":
+            body, more = plain(call.body)
+        else:
+            body, more = lower(call.body, call.subject, provider.understands)
         made = ModelCall(call.exchange, call.kind, call.stream, body, call.traceparent)
         known = call.plain[provider.understands] = made, (*lost, *more)
     return known

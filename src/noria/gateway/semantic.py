@@ -18,6 +18,7 @@ from noria.contracts.exchange import Exchange, ModelCall
 from noria.contracts.release import SemanticCaching
 from noria.contracts.stage import Provider
 from noria.dialects.openai_answer import decode_vector
+from noria.gateway.constraint import Regions, demanded, within
 from noria.gateway.sameness import Sameness, fields_but
 from noria.gateway.shelf import Kept
 from noria.gateway.vectors import Index, Probe
@@ -46,20 +47,26 @@ class _Embeddings(msgspec.Struct):
 
 
 class Meanings:
-    """`gateway.cache.Likeness` of one release, by an embedder."""
+    """`gateway.cache.Likeness` of one release, by an embedder. `regions` are the release's own constraints."""
 
-    def __init__(self, semantic: SemanticCaching, embedder: Provider, index: Index) -> None:
+    def __init__(self, semantic: SemanticCaching, embedder: Provider, index: Index, regions: Regions = ()) -> None:
         self._semantic = semantic
+        self._regions = regions
         self._embedder = embedder
         self._index = index
         self._waiting = 0
 
     async def probe(self, x: Exchange, prefix: bytes, sameness: Sameness) -> Probe | None:
-        """What is compared of `x`; None where its last turn is no short text of the user's, or no vector came in time."""
+        """What is compared of `x`; None where its last turn is no short text of the user's, the embedder computes
+        outside of its regions, or no vector came in time.
+        """
         parted = question(x)
         if parted is None:
             return None
         text, around = parted
+        regions = demanded(x, self._regions)
+        if regions and not within(self._semantic.embedder, regions):
+            return None
         vector = await self._embedded(text)
         if vector is None:
             return None

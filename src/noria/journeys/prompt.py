@@ -121,7 +121,8 @@ async def answer(x: Exchange, house: House, out: Outlet) -> None:
         x = guarded(parts, x, account)
         # x keeps the caller's own body: memory must know what is new in it
         sent = written(x)
-        if parts.outward or parts.cache is not None or parts.memory is not None:  # they read the answer as chat
+        as_chat = parts.outward or parts.cache is not None or parts.memory is not None  # they read the answer
+        if as_chat or (state is not None and parts.guard is not None):  # it has not read what chat has no counterpart of
             sent = without_native(sent)
         turn = None if parts.cache is None else await parts.cache.find(sent, account)
         if turn is None or turn.asks:  # an answer that is there, or on its way to somebody else, costs nothing

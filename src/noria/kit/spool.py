@@ -34,6 +34,8 @@ from noria.contracts.trace import SpoolPosition
 
 FORMAT = 1
 SUFFIX = ".spool"
+POISON = "poison"
+"""A folder beside the spools for single records that could not be consumed; it is no spool."""
 RECORD_LIMIT = 256 * 1024 * 1024
 """No record is longer; a length above it is damage."""
 
@@ -314,7 +316,7 @@ class SpoolReader:
         """Names of the spools that are there, sorted."""
         if not self.folder.is_dir():
             return []
-        return sorted(p.name for p in self.folder.iterdir() if p.is_dir() and _NAME.match(p.name))
+        return sorted(p.name for p in self.folder.iterdir() if p.is_dir() and _NAME.match(p.name) and p.name != POISON)
 
     def read(
         self, position: SpoolPosition, *, max_records: int = 1000, max_bytes: int = 8 * 1024 * 1024
@@ -429,8 +431,8 @@ def _resync(fd: int, offset: int, size: int) -> int:
 
 
 def _place(folder: Path, name: str) -> Path:
-    if not _NAME.match(name):
-        raise ValueError(f"{name!r} cannot name a spool: use letters, digits, '.', '_' and '-'")
+    if not _NAME.match(name) or name == POISON:
+        raise ValueError(f"{name!r} cannot name a spool: use letters, digits, '.', '_' and '-', but not {POISON!r}")
     return folder / name
 
 

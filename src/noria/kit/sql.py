@@ -256,7 +256,8 @@ def commit(tenant: str, writes: Sequence[Write], announce: Sequence[Call]) -> Tr
     """Apply writes in order; the new revision. Raises `Conflict` at the first `expect` that does not hold."""
     revision: int = (yield ADVANCE, (tenant,))[0][0]
     yield from _apply(tenant, writes)
-    yield from announce
+    for call in announce:  # noqa: UP028  answers are sent in, which a tuple cannot take
+        yield call
     return revision
 
 

@@ -8,6 +8,7 @@ unrelated, and destroying the key makes both id and content meaningless.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable
@@ -23,6 +24,9 @@ from noria.contracts.port import Body, TraceStore
 from noria.contracts.trace import ExchangeRow, SpoolPosition
 from noria.kit.ids import keyed, random_bytes
 from noria.kit.spool import SpoolReader, SpoolRecord
+from noria.observe.poison import PoisonBox
+
+log = logging.getLogger("noria.recorder")
 
 KeySource = Callable[[str, str], Awaitable[bytes | None]]
 """`await key(tenant, subject)`: 32 bytes; subject "" = the tenant's own key. None = the key was destroyed."""
@@ -35,6 +39,8 @@ BATCH_BYTES = 4 * 1024 * 1024
 LINGER = 8
 """After a batch that emptied the spool, pause for so many polls: an append has a fixed cost of milliseconds."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
+TRIES = 6
+"""Refusals of one batch after which it is looked whether the store refuses it for the sake of single rows."""
 
 _NONCE = 12
 _PACK_FROM = 512
@@ -116,18 +122,22 @@ class _Batch(NamedTuple):
 class Recorder:
     """Moves one spool into a trace store. Loses no position: it advances only in the transaction that stores the rows.
 
-    `undecodable` counts payloads that are no row (they are passed over); `stored`, `failures` speak for themselves.
+    `undecodable` counts payloads that are no row, `poisoned` rows that the store refuses while it takes others: both are
+    put aside whole (`observe.poison`) and passed over. `stored`, `failures` speak for themselves.
     """
 
     def __init__(self, reader: SpoolReader, spool: str, store: TraceStore, key: KeySource, *, told: Told | None = None) -> None:
         self._told = told
         self.undecodable = 0
+        self.poisoned = 0
         self.stored = 0
         self.failures = 0
         self.looks = 0
         """How often there was nothing more to read."""
         self.alarm: str | None = None
         self._reader = reader
+        self._aside = PoisonBox(reader.folder)
+        self._refusals = 0
         self._spool = spool
         self._store = store
         self._key = key
@@ -184,7 +194,7 @@ class Recorder:
                     return 0
                 self._batch = await asyncio.to_thread(self._read, self._position)
             if (batch := self._batch).position != self._position:
-                await self._put(batch)
+                await (self._put(batch) if self._refusals < TRIES else self._isolate(batch))
             self._advance(batch)
             self.looks += not batch.records
             return batch.records
@@ -196,13 +206,15 @@ class Recorder:
         for record in records:
             if (row := self._decode(record)) is not None:
                 rows.setdefault(row.tenant, []).append(row)
+            else:
+                self._aside.put(self._spool, record.payload)
+                self.undecodable += 1
         return _Batch(rows, after, len(records), sum(len(r.payload) for r in records))
 
     def _decode(self, record: SpoolRecord) -> ExchangeRow | None:
         try:
             return decode(record.payload)
         except msgspec.DecodeError:
-            self.undecodable += 1
             return None
 
     async def _put(self, batch: _Batch) -> None:
@@ -210,25 +222,89 @@ class Recorder:
         tenants = list(batch.rows) or [""]
         for tenant in tenants:
             rows = batch.rows.get(tenant, [])
-            vaults = {s: await self._vault(tenant, s) for s in {r.subject for r in rows if r.request or r.answer}}
-            named, bodies = await asyncio.to_thread(_bodies, tenant, rows, vaults)
+            named, bodies = await _sealed(self._key, tenant, rows)
             position = batch.position if tenant == tenants[-1] else None
-            self.stored += await self._store.append(tenant, named, bodies, position)
-            if self._told is not None and rows:
-                self._told(rows)
+            again = self._refusals > 0
+            self._refusals += 1
+            new = await self._store.append(tenant, named, bodies, position)
+            self._refusals -= 1
+            self._note(rows, new, again=again)
+
+    def _note(self, rows: list[ExchangeRow], new: int, *, again: bool) -> None:
+        """Rows were stored; where the batch was tried before, they are news only if some are new."""
+        self.stored += new
+        if self._told is not None and rows and (new or not again):
+            self._told(rows)
+
+    async def _isolate(self, batch: _Batch) -> None:
+        """Store what can be stored of a batch that the store keeps refusing, in ever smaller parts; the rest is put aside.
+
+        A row counts as the culprit only where the store takes something else right after it. Raises `NoriaError`, with
+        nothing put aside, where it does not: then the store is away, and the batch waits.
+        """
+        await self._probe()
+        for tenant, rows in batch.rows.items():
+            parts = [rows]
+            while parts:
+                part = parts.pop()
+                named, bodies = await _sealed(self._key, tenant, part)
+                try:
+                    with boundary(StoreError, f"recording {self._spool}"):
+                        new = await self._store.append(tenant, named, bodies, None)
+                except NoriaError as e:
+                    await self._probe()
+                    half = len(part) // 2
+                    if half:
+                        parts += [part[half:], part[:half]]
+                    else:
+                        await self._put_aside(part[0], e)
+                else:
+                    self._note(part, new, again=True)
+        await self._store.append("", [], [], batch.position)
+
+    async def _probe(self) -> None:
+        """Raises what the store raises where it takes nothing at all."""
+        await self._store.append("", [], [], self._position)
+
+    async def _put_aside(self, row: ExchangeRow, error: NoriaError) -> None:
+        payload = await asyncio.to_thread(self._payload, row)
+        name = await asyncio.to_thread(self._aside.put, self._spool, payload)
+        self.poisoned += 1
+        log.error(
+            "the trace store refuses the exchange %s; it is put aside in %s: %s", row.id, self._aside.folder / name, error.text
+        )
+
+    def _payload(self, row: ExchangeRow) -> bytes:
+        """A row of the batch as it lies in the spool, with what a newer version may have written into it."""
+        assert self._position is not None  # a batch was read from it
+        records, _ = self._reader.read(self._position, max_records=self._store.max_batch, max_bytes=BATCH_BYTES)
+        return next((r.payload for r in records if self._decode(r) == row), encode(row))
 
     def _advance(self, batch: _Batch) -> None:
         trimmed = self._position is not None and batch.position.segment != self._position.segment
-        self._position, self._batch, self.alarm = batch.position, None, None
+        self._position, self._batch, self.alarm, self._refusals = batch.position, None, None, 0
         self._seen = (self._seen[0] + batch.records, self._seen[1] + batch.bytes)
         if trimmed:
             self._reader.trim(batch.position)
         if self._behind == 0:
             self._level_since = time.monotonic()
 
-    async def _vault(self, tenant: str, subject: str) -> Vault | None:
-        key = await self._key(tenant, subject)
-        return Vault(key) if key else None
+
+async def store_again(box: PoisonBox, store: TraceStore, key: KeySource) -> int:
+    """Try once more what was put aside: a later release may read it, a mended store may take it. How many were stored."""
+    count = 0
+    for name in await asyncio.to_thread(box.names):
+        try:
+            with boundary(StoreError, f"recording {name}"):
+                row = decode(await asyncio.to_thread(box.take, name))
+                named, bodies = await _sealed(key, row.tenant, [row])
+                await store.append(row.tenant, named, bodies, None)
+                await asyncio.to_thread(box.drop, name)
+        except NoriaError as e:
+            log.warning("%s stays aside: %s", name, e.text)
+        else:
+            count += 1
+    return count
 
 
 async def read_bodies(store: TraceStore, key: KeySource, tenant: str, ids: Iterable[str]) -> dict[str, bytes]:
@@ -240,6 +316,15 @@ async def read_bodies(store: TraceStore, key: KeySource, tenant: str, ids: Itera
     secrets = {subject: await key(tenant, subject) for subject in {b.subject for b in sealed}}
     vaults = {subject: Vault(secret) for subject, secret in secrets.items() if secret}
     return {b.id: vaults[b.subject].open(tenant, b.id, b.data) for b in sealed if b.subject in vaults}
+
+
+async def _sealed(
+    key: KeySource, tenant: str, rows: list[ExchangeRow]
+) -> tuple[list[tuple[ExchangeRow, str, str]], list[Body]]:
+    """Rows as `TraceStore.append` takes them."""
+    secrets = {s: await key(tenant, s) for s in {r.subject for r in rows if r.request or r.answer}}
+    vaults = {s: Vault(secret) if secret else None for s, secret in secrets.items()}
+    return await asyncio.to_thread(_bodies, tenant, rows, vaults)
 
 
 def _bodies(

@@ -37,7 +37,7 @@ class Anthropic(Provider):
 
     id = "anthropic"
     behaviour = 2
-    speaks: ClassVar[frozenset[Dialect]] = frozenset({"openai", "anthropic"})
+    speaks: frozenset[Dialect] = frozenset({"openai", "anthropic"})
     understands: ClassVar[frozenset[str]] = frozenset({"top_k", "thinking"})
 
     class Config(Options, frozen=True, forbid_unknown_fields=True):

@@ -29,7 +29,7 @@ class Gemini(Provider):
     """One model of Google's, or of an endpoint that speaks its dialect (`url` without `/v1beta`)."""
 
     id = "gemini"
-    speaks: ClassVar[frozenset[Dialect]] = frozenset({"openai", "gemini"})
+    speaks: frozenset[Dialect] = frozenset({"openai", "gemini"})
     understands: ClassVar[frozenset[str]] = frozenset({"top_k", "thinking"})
 
     class Config(Options, frozen=True, forbid_unknown_fields=True):

@@ -19,6 +19,7 @@ from noria.contracts.release import Endpoint
 from noria.contracts.stage import OnHead, Options, Provider, Relay, Sink, Valve
 from noria.dialects.openai import asking_for_usage, write_request
 from noria.dialects.openai_answer import read_answer
+from noria.dialects.responses_native import NativeTap, read_native
 from noria.dialects.upstream import Gate, Headers, OpenAITap, garbled, kept_headers, message_of, refusal, transport_failure
 from noria.kit.http_client import Flow, HttpCallError, HttpClient
 
@@ -38,6 +39,10 @@ class Vendor(msgspec.Struct, frozen=True):
     """Whether `stream_options.include_usage` is understood; where not, the usage comes by itself or never."""
     raw: str = ""
     """What stands between the URL and the paths of requests that pass through."""
+    responses: str = "/responses"
+    """Where the Responses API is, at endpoints that have it."""
+    speaks_responses: bool = False
+    """Whether endpoints of the vendor have it, where nothing is said."""
     max_tokens_field: str = ""
     """The only name of the output limit that it takes, where it does not take both."""
 
@@ -46,7 +51,7 @@ _BOTH = "/completions"
 
 VENDORS: dict[str, Vendor] = {
     "openai_compatible": Vendor(completion=_BOTH),
-    "openai": Vendor("https://api.openai.com/v1", "OPENAI_API_KEY", completion=_BOTH),
+    "openai": Vendor("https://api.openai.com/v1", "OPENAI_API_KEY", completion=_BOTH, speaks_responses=True),
     "azure": Vendor(
         "",
         "AZURE_OPENAI_API_KEY",
@@ -55,6 +60,8 @@ VENDORS: dict[str, Vendor] = {
         embedding="/openai/v1/embeddings",
         auth="api-key",
         raw="/openai/v1",
+        responses="/openai/v1/responses",
+        speaks_responses=True,
     ),
     "mistral": Vendor("https://api.mistral.ai/v1", "MISTRAL_API_KEY", stream_usage=False, max_tokens_field="max_tokens"),
     "groq": Vendor("https://api.groq.com/openai/v1", "GROQ_API_KEY", embedding=""),
@@ -104,6 +111,8 @@ class OpenAICompatible(Provider):
         api_version: str = ""
         batch: bool | None = None
         """Whether batches go through the endpoint's own batch API; when absent, only OpenAI's do."""
+        responses: bool | None = None
+        """Whether the endpoint speaks `/v1/responses` itself; when absent, OpenAI's and Azure's do."""
         stream_usage: bool | None = None
         """Overrides the vendor's row, for an endpoint that differs from its vendor."""
         max_connections: int = 256
@@ -114,6 +123,14 @@ class OpenAICompatible(Provider):
         self._vendor = _vendor(endpoint)
         self._stream_usage = self._vendor.stream_usage if own.stream_usage is None else own.stream_usage
         self._dated = bool(own.api_version)
+        if own.responses and own.api_version:
+            raise ConfigError(
+                f"The model {endpoint.name!r} cannot have both `responses: true` and an `api_version`.",
+                where=f"models.{endpoint.name}.options.responses",
+                hint="Leave api_version out: Azure's undated paths have the Responses API.",
+            )
+        if not own.api_version and (self._vendor.speaks_responses if own.responses is None else own.responses):
+            self.speaks = frozenset({"openai", "responses"})
         self._paths = _paths(self._vendor, endpoint.model, own.api_version)
         self._headers = _headers(self._vendor, endpoint, secret, own.headers)
         self._model = msgspec.Raw(msgspec.json.encode(endpoint.model))
@@ -131,6 +148,8 @@ class OpenAICompatible(Provider):
         if not path:
             raise RequestError(f"{self._who} offers no {call.kind}s.", code="unsupported_feature", param="model")
         headers = [*self._headers, ("traceparent", call.traceparent)] if call.traceparent else self._headers
+        if call.dialect == "responses":
+            return await self._respond(call, headers, sink)
         body = write_request(self._splice(call))
         if call.stream:
             return await self._stream(path, headers, body, sink)
@@ -160,12 +179,19 @@ class OpenAICompatible(Provider):
             raise refusal(answer[0], answer[1], answer[2], now=time.time(), who=self._who)
         return answer
 
+    async def _respond(self, call: ModelCall, headers: Headers, sink: Sink) -> ModelReply:
+        """A Responses request as it came, and its answer with its bytes."""
+        path, body = self._vendor.responses, write_request({**call.body, "model": self._model})
+        if call.stream:
+            return await self._stream(path, headers, body, sink, native=True)
+        return await self._whole(call.kind, path, headers, body, native=True)
+
     async def close(self) -> None:
         """Close idle connections."""
         if self._client is not None:
             await self._client.close()
 
-    async def _whole(self, kind: Kind, path: str, headers: Headers, body: bytes) -> ModelReply:
+    async def _whole(self, kind: Kind, path: str, headers: Headers, body: bytes, *, native: bool = False) -> ModelReply:
         try:
             status, got, answer = await self._relay.send("POST", path, headers, body)
         except HttpCallError as e:
@@ -173,7 +199,7 @@ class OpenAICompatible(Provider):
         if status >= 400:
             raise refusal(status, got, answer, now=time.time(), who=self._who)
         try:
-            facts = read_answer(kind, answer)
+            facts = read_native(answer) if native else read_answer(kind, answer)
         except ValueError as e:
             why = message_of(answer) or str(e)
             raise garbled(
@@ -181,8 +207,8 @@ class OpenAICompatible(Provider):
             ) from None
         return ModelReply(status, answer, kept_headers(got), facts.id, facts)
 
-    async def _stream(self, path: str, headers: Headers, body: bytes, sink: Sink) -> ModelReply:
-        tap = OpenAITap(self._who)
+    async def _stream(self, path: str, headers: Headers, body: bytes, sink: Sink, *, native: bool = False) -> ModelReply:
+        tap = NativeTap(self._who) if native else OpenAITap(self._who)
         gate = Gate(tap, sink, who=self._who)
         try:
             status, got, answer = await self._relay.send("POST", path, headers, body, on_head=gate.head)

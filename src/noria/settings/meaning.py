@@ -207,6 +207,7 @@ def _release(doc: Document, release: Mapping[str, Any], path: Path) -> Iterator[
             yield doc.problem(at, f"The model {model!r} is in the route already.", "Remove it.")
         seen.add(model)
     yield from routing.problems(doc, release, path, _embedding_models(doc))
+    yield from routing.residency(doc, release, path)
     yield from _semantic(doc, release.get("cache"), (*path, "cache", "semantic"))
     for key, section in (("prompt", "prompts"), ("guard", "guards")):
         name = release.get(key)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from noria.contracts.release import Endpoint
 from noria.contracts.routing import FallbackReason, Hedge, Pools, Routing, Rule, Semantic, Strategy, Topic
-from noria.gateway.constraint import within
+from noria.gateway.constraint import said, within
 from noria.gateway.language import LANGUAGES
 from noria.settings.document import Document
 from noria.settings.problem import Path, Problem, unknown
@@ -226,7 +226,6 @@ def problems(doc: Document, release: Mapping[str, Any], path: Path, embedders: l
                 what, hint = unknown("model", name, route)
                 yield doc.problem(where, f"{what[:-1]} in this release's `model`.", hint)
     yield from _embedder(doc, given, at, embedders)
-    yield from _nowhere(doc, at, route)
     if given.get("hedge") is not None and len(route) < 2:
         yield doc.problem((*at, "hedge"), "Hedging needs a second model.", "Add one to `model`.", key=True)
 
@@ -240,11 +239,34 @@ def _embedder(doc: Document, given: Mapping[str, Any], at: Path, embedders: list
         yield doc.problem(where, what, hint if embedders else "Add a model with kind: embedding.")
 
 
-def _nowhere(doc: Document, at: Path, route: list[str]) -> Iterator[Problem]:
-    """Regions in which no model of the route is: every request would be refused."""
-    regions = tuple(r for r, _ in doc.items((*at, "regions")) if isinstance(r, str))
-    models = {n: v for n, v, _ in doc.entries("models") if isinstance(v, dict)}
-    known = {n: models[n].get("region") or "" for n in route if n in models}
-    if regions and known and not any(within(Endpoint(n, "", "", region=str(r)), (regions,)) for n, r in known.items()):
+def residency(doc: Document, release: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+    """What the regions of an app and of one of its releases keep from ever being asked. An app's path has two parts."""
+    asked = [(*path[:2], "regions"), (*path, "routing", "regions")]
+    groups = [(at, tuple(r for r, _ in doc.items(at) if isinstance(r, str))) for at in asked]
+    given = [(at, group) for at, group in groups if group]
+    if not given:
+        return
+    regions = tuple(group for _, group in given)
+    models = {n: str(v.get("region") or "") for n, v, _ in doc.entries("models") if isinstance(v, dict)}
+    inside = {n for n, region in models.items() if within(Endpoint(n, "", "", region=region), regions)}
+    known = [n for n, _ in named(doc, (*path, "model")) if isinstance(n, str) and n in models]
+    if known and not inside.intersection(known):
         what = "No model of this release is in these regions: every request would be refused."
-        yield doc.problem((*at, "regions"), what, "Say `region` of the models under `models`.")
+        yield doc.problem(given[-1][0], what, "Say `region` of the models under `models`.")
+    for name, at in _embedders(release, path):
+        if name in models and name not in inside:
+            where = f"computes in {models[name]!r}" if models[name] else "has no known region"
+            what = f"The embedder {name!r} {where}, and prompts of this app must stay in {said(regions)}."
+            yield doc.problem(at, what, f"Say `region` of {name!r} under `models`, or name an embedder there.")
+
+
+def _embedders(release: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Path]]:
+    """The embedders that a release's prompts go to, each with its place."""
+    for section in ("routing", "cache"):
+        values = release.get(section)
+        semantic = values.get("semantic") if isinstance(values, dict) else None
+        at = (*path, section, "semantic")
+        if isinstance(semantic, dict):
+            semantic, at = semantic.get("embedder"), (*at, "embedder")
+        if isinstance(semantic, str):
+            yield semantic, at

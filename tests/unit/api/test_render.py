@@ -115,13 +115,18 @@ def test_a_long_preview_is_clipped_to_its_limit() -> None:
         ("error~a=b", (Clause("error", "~", "a=b"),)),
         ("app=x>=y", (Clause("app", "=", "x>=y"),)),
         ("error~~", (Clause("error", "~", "~"),)),
+        ('app="my app" key=k', (Clause("app", "=", "my app"), Clause("key", "=", "k"))),
+        ('tag!="a=b c>d"\nerror~"two\nlines"', (Clause("tag", "!=", "a=b c>d"), Clause("error", "~", "two\nlines"))),
+        (r'app="a \"b\" c:\d\\" key=""', (Clause("app", "=", 'a "b" c:\\d\\'), Clause("key", "=", ""))),
+        ('error~" app="x"y', (Clause("error", "~", '"'), Clause("app", "=", '"x"y'))),
+        ("error~'x'", (Clause("error", "~", "'x'"),)),
     ],
 )
 def test_a_filter_is_column_operator_value(text: str, clauses: tuple[Clause, ...]) -> None:
     assert parse_filter(text) == clauses
 
 
-@pytest.mark.parametrize("bad", ["app", "=x", "app=", ">=400", "app=x nonsense"])
+@pytest.mark.parametrize("bad", ["app", "=x", "app=", ">=400", "app=x nonsense", 'app="my app', '="x y"', '"app"'])
 def test_what_is_no_condition_is_refused_with_the_shape(bad: str) -> None:
     with pytest.raises(RequestError, match="is not a condition") as e:
         parse_filter(bad)

@@ -13,6 +13,7 @@ import pytest
 
 from noria.app.definition import Definition
 from noria.app.keeper import MAX_KEPT, Keeper, Stores
+from noria.app.last_used import KEPT
 from noria.app.registry import EVENT
 from noria.contracts.error import Conflict, NotFound, Unauthorized
 from noria.contracts.message import Message
@@ -20,6 +21,8 @@ from noria.contracts.port import Write
 from noria.contracts.release import App, Endpoint, Release
 from noria.engines.memory import MemoryCounter, MemoryRecords
 from noria.govern.access import Sessions
+from noria.ground.responses import Kept
+from noria.observe.poison import PoisonBox
 
 
 class NoTraces:
@@ -287,3 +290,35 @@ async def test_an_end_closes_the_stores(tmp_path: Path, stores: Stores) -> None:
     assert made.status()["config"] is None
     await made.stop()
     assert stores.traces.closed
+
+
+async def test_what_is_no_configuration_leaves_the_revision_alone(keeper: Keeper, stores: Stores) -> None:
+    before = await stores.records.revision("local")
+    await keeper.say("local", "k", "c", (Message.of("user", "hi"),), once="1")
+    assert await keeper.responses.retain("local", Kept("0" * 32, "k", "", "", b"[]", b"[]", b"{}"))
+    assert await keeper.responses.forget("local", "k", "0" * 32)
+    await keeper.note("config.applied", "file", "s", {})
+    await keeper.secret("local", "fresh")
+    assert await stores.records.revision("local") == before
+    await keeper.keyring.create(name="ci")
+    revision = await stores.records.revision("local")
+    assert revision > before
+    row: Any = SimpleNamespace(key=(await keeper.keys())[0][0].id, tenant="local", started_ns=5)
+    keeper.used.see([row])
+    await keeper.used.save()
+    assert await stores.records.get("local", *KEPT) is not None
+    assert await stores.records.revision("local") == revision
+
+
+def test_records_that_were_put_aside_are_named_to_operators(tmp_path: Path, stores: Stores) -> None:
+    keeper = Keeper(tmp_path, stores, Sessions("na-token"))
+    assert keeper.status()["notices"] == []
+    box = PoisonBox(tmp_path / "spool")
+    box.folder.parent.mkdir()
+    names = sorted(box.put("w0", b"%d" % i) for i in range(7))
+    (notice,) = keeper.status()["notices"]
+    assert (notice["level"], notice["code"]) == ("error", "records_aside")
+    assert notice["text"].startswith("7 records")
+    assert names[0] in notice["text"]
+    assert names[6] not in notice["text"]
+    assert keeper.status()["recorder"]["aside"] == names

@@ -13,7 +13,8 @@ from noria.app import recording
 from noria.app.recording import WAITING, Recording
 from noria.contracts.error import StoreError
 from noria.contracts.exchange import Usage
-from noria.contracts.trace import ExchangeRow
+from noria.contracts.trace import ExchangeRow, TraceQuery
+from noria.engines.duckdb import DuckdbTraces
 from noria.kit.spool import SpoolWriter
 from noria.observe.trace import encode
 
@@ -198,3 +199,40 @@ async def test_a_store_that_refuses_is_an_alarm_with_its_lag(
     await until(lambda: store.ids == ["a"])
     await until(lambda: made.state()["alarm"] is None)
     await ended(task)
+
+
+async def test_a_row_that_duckdb_cannot_hold_is_named_and_the_rest_of_its_spool_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("noria.observe.trace.FIRST_RETRY_S", 0.001)
+    store = DuckdbTraces(f"duckdb:///{tmp_path}/traces")
+    spool = SpoolWriter(folder, "w0")
+    too_large = encode(row("bad", usage=Usage(2**63 + 1, 1)))
+    for i in range(40):
+        spool.append(too_large if i == 23 else encode(row(f"e{i:02}", request=b"asked", answer=b"said")))
+    made = recording.Recording(folder, store, key)
+    running = asyncio.create_task(made.run())
+    async with asyncio.timeout(30):
+        while await store.count("local", TraceQuery()) < 39:
+            await asyncio.sleep(0.01)
+        await made.level()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    state = made.state()
+    assert [(folder / "poison" / name).read_bytes() for name in state["aside"]] == [too_large]
+    assert state["alarm"] is None
+    assert [r.id for r, asked, said in await store.list("local", TraceQuery()) if not (asked and said)] == []
+    assert made._reader.spools() == ["w0"], "what was put aside is no spool"
+
+    whole = encode(row("bad", usage=Usage(1, 1)))
+    (folder / "poison" / state["aside"][0]).write_bytes(whole)  # as a release that can read it would
+    again = recording.Recording(folder, store, key)
+    running = asyncio.create_task(again.run())
+    async with asyncio.timeout(30):
+        while again.state()["aside"]:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert await store.count("local", TraceQuery()) == 40
+    await store.close()
+    spool.close()

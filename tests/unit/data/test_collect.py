@@ -77,6 +77,10 @@ def test_tool_traffic_without_its_calls_is_left_out() -> None:
         {"messages": [{"role": "assistant", "content": "b"}]},
         {"messages": ["x", 3]},
         {"turns": []},
+        {"turns": [["a"]]},
+        {"turns": [7, "b"]},
+        {"turns": [{"text": "a"}]},
+        {"turns": [{"content": None}]},
     ],
 )
 def test_a_row_without_a_prompt_has_none(row: dict[str, Any]) -> None:
@@ -102,6 +106,7 @@ def test_gzip_is_read_as_well(tmp_path: Path) -> None:
         ("[1]", "object or string"),
         ("7", "object or string"),
         ('{"label": 1}', "Keys: label"),
+        ('{"turns": [["a"]]}', "Keys: turns"),
         ('"\\ud800"', "not a JSON value"),
     ],
 )
@@ -132,3 +137,14 @@ def test_an_absent_or_cut_file_is_a_clear_error(tmp_path: Path) -> None:
     cut.write_bytes(b"no gzip at all")
     with pytest.raises(ConfigError, match="cannot be read"):
         list(read_prompts(cut))
+
+
+def test_a_damaged_gzip_names_the_line_after_which_it_can_be_read_no_further(tmp_path: Path) -> None:
+    whole = gzip.compress(b"".join(b'{"prompt": "%d %d"}\n' % (i, i * 7919 % 1009) for i in range(20_000)))
+    path = tmp_path / "p.jsonl.gz"
+    path.write_bytes(whole[: len(whole) // 2] + b"\xff" * 64 + whole[len(whole) // 2 + 64 :])
+    read: list[Prompt] = []
+    with pytest.raises(ConfigError, match="cannot be read") as e:
+        read.extend(read_prompts(path, skip=lambda line, why: read.append(Prompt(line, []))))
+    line = int(e.value.where.removeprefix(f"{path}:"))
+    assert 1 < line <= 20_000

@@ -66,7 +66,9 @@ async def test_batches_share_the_places_of_a_node() -> None:
     assert endpoint.most == 2
 
 
-async def test_what_is_pushed_back_is_asked_again_and_nothing_is_lost() -> None:
+async def test_what_is_pushed_back_is_asked_again_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("noria.gateway.batch.FIRST_HOLD", 0.001)
+    monkeypatch.setattr("noria.gateway.batch.LAST_HOLD", 0.01)
     endpoint = Endpoint(*[429, 503] * 10)
     took = await work(endpoint, 20)
     assert len(took) == 20

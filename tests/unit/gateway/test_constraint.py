@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from noria.contracts.error import RequestError
 from noria.contracts.exchange import Exchange
 from noria.contracts.release import Endpoint, Key
-from noria.gateway.constraint import demanded, refusal, too_small, why_not, within
+from noria.gateway.constraint import allowed, demanded, refusal, too_small, why_not, within
 from noria.gateway.facts import Facts
 
 
@@ -33,6 +34,7 @@ def at(region: str, **more: Any) -> Endpoint:
         ("us", (("eu", "us"),), True),
         ("us", (("eu", "us"), ("eu",)), False),
         ("", (("eu",),), False),
+        ("", (("eu", ""),), False),
         ("", (), True),
     ],
 )
@@ -48,6 +50,20 @@ def test_keys_and_callers_can_narrow_the_regions_and_never_widen_them() -> None:
     wider = ask(key=Key("k", "", tags={"regions": "eu"}), tags={"regions": "us + uk"}).x
     constraints = demanded(wider, own)
     assert not any(within(at(r), constraints) for r in ("eu", "uk", "us"))
+
+
+def test_an_unknown_region_is_not_let_in_by_a_plus_too_many() -> None:
+    constraints = demanded(ask(tags={"regions": "eu+"}).x, ())
+    assert within(at("eu-west-1"), constraints)
+    assert not within(at(""), constraints)
+
+
+def test_only_endpoints_of_the_regions_may_see_a_request() -> None:
+    route = (at("us"), at("eu-west-1"))
+    assert allowed(ask().x, route, ()) is route
+    assert allowed(ask().x, route, (("eu",),)) == [route[1]]
+    with pytest.raises(RequestError, match=r"regions \[eu\] and \[us\]"):
+        allowed(ask(tags={"regions": "us"}).x, route, (("eu",),))
 
 
 def test_what_is_needed_must_not_lack() -> None:

@@ -79,6 +79,24 @@ async def test_a_question_that_means_the_same_finds_the_answer(meanings):
     assert await found(meanings, asked("tell me about the refund policy")) is KEPT
 
 
+@pytest.mark.parametrize(
+    ("own", "tags", "seen"),
+    [
+        ((), {}, True),
+        ((("eu",),), {}, True),
+        ((("us",),), {}, False),
+        ((), {"regions": "us"}, False),
+        ((("eu",),), {"regions": "us"}, False),
+    ],
+)
+async def test_an_embedder_outside_of_a_requests_regions_never_sees_it(embedder, own, tags, seen):
+    near = replace(EMBEDDER, region="eu-west-1")
+    meanings = Meanings(SemanticCaching(near, 0.9), embedder, Index(100), own)
+    x = replace(asked("Where is the office?"), tags=tags)
+    assert (await meanings.probe(x, SAME.prefix(x), SAME) is not None) == seen
+    assert (embedder.asked == ["Where is the office?"]) == seen
+
+
 async def test_near_vectors_do_not_help_where_the_words_differ(meanings):
     await learn(meanings, asked("flights from boston to denver"))
     assert await found(meanings, asked("flights from denver to boston")) is None

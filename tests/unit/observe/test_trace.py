@@ -9,7 +9,8 @@ from noria.contracts.exchange import Usage
 from noria.contracts.port import Body
 from noria.contracts.trace import ExchangeRow, SpoolPosition
 from noria.kit.spool import SpoolReader, SpoolWriter
-from noria.observe.trace import Recorder, Vault, cursor, decode, encode, read_body
+from noria.observe.poison import PoisonBox
+from noria.observe.trace import Recorder, Vault, cursor, decode, encode, read_bodies, store_again
 
 
 def row(id: str, **changes) -> ExchangeRow:
@@ -28,7 +29,7 @@ class Store:
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], tuple[ExchangeRow, str, str]] = {}
-        self.bodies: dict[tuple[str, str], Body] = {}
+        self.kept: dict[tuple[str, str], Body] = {}
         self.position: dict[str, SpoolPosition] = {}
         self.refuse: Exception | None = None
         self.appends = 0
@@ -39,7 +40,7 @@ class Store:
             raise self.refuse
         new = [r for r in rows if (tenant, r[0].id) not in self.rows]
         self.rows |= {(tenant, r[0].id): r for r in new}
-        self.bodies |= {(tenant, b.id): b for b in bodies}
+        self.kept |= {(tenant, b.id): b for b in bodies}
         if position:
             self.position[position.spool] = position
         return len(new)
@@ -47,8 +48,8 @@ class Store:
     async def positions(self):
         return list(self.position.values())
 
-    async def body(self, tenant, id):
-        return self.bodies.get((tenant, id))
+    async def bodies(self, tenant, ids):
+        return [self.kept[tenant, i] for i in ids if (tenant, i) in self.kept]
 
 
 class Keys:
@@ -104,11 +105,9 @@ async def test_rows_reach_the_store_with_bodies_that_can_be_read_back(writer, re
     writer.append(encode(row("e1", request=b"question" * 100, answer=b"short")))
     await drain(recorder)
     _, request, answer = store.rows["local", "e1"]
-    assert await read_body(store, keys, "local", request) == b"question" * 100
-    assert await read_body(store, keys, "local", answer) == b"short"
-    assert await read_body(store, keys, "local", "none") is None
-    assert await read_body(store, keys, "local", "") is None
-    assert b"question" not in store.bodies["local", request].data
+    found = await read_bodies(store, keys, "local", [answer, "none", "", request, answer])
+    assert found == {request: b"question" * 100, answer: b"short"}
+    assert b"question" not in store.kept["local", request].data
 
 
 async def test_equal_bodies_share_an_id_within_a_subject_and_nowhere_else(writer, recorder, store):
@@ -119,14 +118,14 @@ async def test_equal_bodies_share_an_id_within_a_subject_and_nowhere_else(writer
     ids = {name: body for (_, name), (_, body, _) in store.rows.items()}
     assert ids["1"] == ids["2"]
     assert len(set(ids.values())) == 4
-    assert len(store.bodies) == 4
+    assert len(store.kept) == 4
 
 
 async def test_destroying_a_subjects_key_makes_its_bodies_unreadable(writer, recorder, store, keys):
     writer.append(encode(row("1", subject="s", request=b"x")))
     await drain(recorder)
     keys.keys["local", "s"] = None
-    assert await read_body(store, keys, "local", store.rows["local", "1"][1]) is None
+    assert await read_bodies(store, keys, "local", [store.rows["local", "1"][1]]) == {}
     writer.append(encode(row("2", subject="s", request=b"x")))
     await drain(recorder)
     assert store.rows["local", "2"][1] == ""
@@ -226,3 +225,127 @@ async def test_an_idle_spool_costs_the_store_nothing(writer, recorder, store):
     for _ in range(3):
         assert await recorder.step() == 0
     assert store.appends == 0
+
+
+def refusing(store, *bad, also=lambda rows: None):
+    """Lets the store refuse every append that has one of these rows."""
+    real = store.append
+
+    async def append(tenant, rows, bodies, position):
+        also(rows)
+        if any(r.id in bad for r, _, _ in rows):
+            raise RuntimeError(f"cannot store one of {len(rows)}")
+        return await real(tenant, rows, bodies, position)
+
+    store.append = append
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr("noria.observe.trace.FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr("noria.observe.trace.LAST_RETRY_S", 0.002)
+
+
+async def until(recorder, holds):
+    running = asyncio.create_task(recorder.run(poll=0.002))
+    try:
+        async with asyncio.timeout(10):
+            while not holds():
+                await asyncio.sleep(0.002)
+    finally:
+        running.cancel()
+
+
+async def test_a_row_that_the_store_refuses_is_put_aside_whole_and_all_others_are_stored(
+    tmp_path, writer, recorder, store, keys, quick
+):
+    told = []
+    recorder._told = told.extend
+    payloads = {f"e{i}": encode(row(f"e{i}", tenant="ab"[i % 2], request=b"asked %d" % i)) for i in range(25)}
+    for payload in payloads.values():
+        writer.append(payload)
+    refusing(store, "e3", "e8", "e17")
+    await until(recorder, lambda: len(store.rows) == 22 and recorder.lag.records == 0)
+    assert {name for _, name in store.rows} == set(payloads) - {"e3", "e8", "e17"}
+    assert recorder.poisoned == 3
+    assert recorder.alarm is None
+    box = PoisonBox(tmp_path)
+    assert sorted(box.take(name) for name in box.names()) == sorted(payloads[i] for i in ("e3", "e8", "e17"))
+    assert {(box.folder / name).stat().st_mode & 0o777 for name in box.names()} == {0o600}
+    assert all(name.startswith("w0-") for name in box.names())
+    assert sorted(r.id for r in told) == sorted(set(payloads) - {"e3", "e8", "e17"}), "each is told once"
+    assert recorder.passed(SpoolReader(tmp_path).tail("w0"))
+    assert SpoolReader(tmp_path).spools() == ["w0"]
+
+
+async def test_a_store_that_takes_nothing_is_waited_for_and_nothing_is_put_aside(tmp_path, writer, recorder, store, quick):
+    for i in range(12):
+        writer.append(encode(row(f"e{i}")))
+    store.refuse = StoreError("disk full")
+    await until(recorder, lambda: recorder.failures > 20)
+    assert PoisonBox(tmp_path).names() == []
+    assert recorder.poisoned == 0
+    assert store.position == {}
+    store.refuse = None
+    await drain(recorder)
+    assert len(store.rows) == 12
+
+
+async def test_a_store_that_goes_away_while_a_culprit_is_looked_for_makes_no_other_row_one(
+    tmp_path, writer, recorder, store, quick
+):
+    for i in range(10):
+        writer.append(encode(row(f"e{i}")))
+    seen = []
+
+    def leave(rows):
+        seen.append(len(rows))
+        if len(rows) == 5:
+            store.refuse = StoreError("gone")
+
+    refusing(store, "e7", also=leave)
+    await until(recorder, lambda: 5 in seen and recorder.failures > 15)
+    assert PoisonBox(tmp_path).names() == []
+    store.append = type(store).append.__get__(store)
+    refusing(store, "e7")
+    store.refuse = None
+    await until(recorder, lambda: len(store.rows) == 9)
+    assert recorder.poisoned == 1
+
+
+async def test_keys_that_cannot_be_had_put_nothing_aside(tmp_path, writer, store, quick):
+    async def away(tenant, subject):
+        raise StoreError("the records are away")
+
+    recorder = Recorder(SpoolReader(tmp_path), "w0", store, away)
+    writer.append(encode(row("e1", request=b"x")))
+    await until(recorder, lambda: recorder.failures > 20)
+    assert PoisonBox(tmp_path).names() == []
+    assert store.rows == {}
+
+
+async def test_what_was_put_aside_is_stored_once_the_store_takes_it(tmp_path, writer, recorder, store, keys, quick):
+    writer.append(b"\xc1 garbage")
+    writer.append(encode(row("e1", request=b"asked")))
+    taking = store.append
+    refusing(store, "e1")
+    await until(recorder, lambda: recorder.poisoned == 1 and store.position)
+    box = PoisonBox(tmp_path)
+    assert await store_again(box, store, keys) == 0
+    assert len(box.names()) == 2
+    store.append = taking
+    assert await store_again(box, store, keys) == 1
+    assert [box.take(name) for name in box.names()] == [b"\xc1 garbage"], "what is no row stays, whole"
+    assert await read_bodies(store, keys, "local", [store.rows["local", "e1"][1]]) == {store.rows["local", "e1"][1]: b"asked"}
+
+
+async def test_more_than_a_bounded_number_of_records_is_not_put_aside_but_waited_with(
+    tmp_path, writer, recorder, store, quick, monkeypatch
+):
+    monkeypatch.setattr("noria.observe.poison.MOST", 2)
+    for i in range(4):
+        writer.append(b"\xc1 garbage %d" % i)
+    await until(recorder, lambda: recorder.failures > 3)
+    assert len(PoisonBox(tmp_path).names()) == 2
+    assert "holds 2 records" in recorder.alarm
+    assert store.position == {}

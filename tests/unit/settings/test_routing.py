@@ -76,6 +76,42 @@ def test_regions_of_app_and_release_both_bind() -> None:
     assert release.route[0].region == "eu-west-1"
 
 
+EU = {"a": MODELS["a"] | {"region": "eu-west-1"}, "b": MODELS["b"] | {"region": "us"}}
+TOPICS = {n: {"examples": ["x", "y"], "use": "a"} for n in "pq"}
+
+
+def test_an_app_that_no_model_may_answer_is_refused() -> None:
+    assert "apps.app.regions" in problems("b", None, EU, regions="eu")
+    assert "every request would be refused" in problems(["a", "b"], {"regions": "us"}, EU, regions="eu")
+    assert "every request would be refused" in problems("b", models=EU, regions=["eu", ""])
+    assert load(["b", "a"], None, EU, regions="eu").routing.regions == (("eu",),)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"routing": {"semantic": {"embedder": "e", "topics": TOPICS}}},
+        {"cache": {"semantic": {"embedder": "e"}}},
+        {"cache": {"semantic": "e"}},
+    ],
+)
+def test_an_embedder_outside_of_an_apps_regions_is_refused(what: dict[str, Any]) -> None:
+    in_the_us = EU | {"e": MODELS["e"] | {"region": "us-east-1"}}
+    inside = EU | {"e": MODELS["e"] | {"region": "eu"}}
+    assert "'e' computes in 'us-east-1', and prompts of this app must stay in regions [eu]" in problems(
+        "a", models=in_the_us, regions="eu", **what
+    )
+    assert "'e' has no known region" in problems("a", models=EU, regions="eu", **what)
+    assert load("a", models=inside, regions="eu", **what).routing.regions == (("eu",),)
+    assert load("a", models=in_the_us, **what).routing.regions == ()
+    release = {"routing": {"regions": "eu"} | what.get("routing", {})}
+    assert "must stay in regions [eu]" in problems("a", models=in_the_us, **(what | release))
+    several = {"releases": {"r1": {"model": "a"} | what, "r2": {"model": "a"}}}
+    text = json.dumps({"models": MODELS | in_the_us, "apps": {"app": several | {"regions": "eu"}}})
+    with pytest.raises(InvalidSettings, match=r"apps\.app\.releases\.r1"):
+        loads(text.encode(), name="noria.yaml", folder=Path())
+
+
 @pytest.mark.parametrize(
     ("model", "routing", "said"),
     [

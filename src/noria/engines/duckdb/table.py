@@ -104,10 +104,11 @@ COLUMNS: dict[str, Column] = {
     "user": Column("user", "text"),
     "tag": Column("labels", "set"),
     "cache": Column("cache", "text"),
-    "check": Column("checks", "set"),
+    "check": Column("[c for c, i in checks if actions[i] <> 'allow']", "set"),
     "action": Column("actions", "set"),
 }
-"""What a `TraceQuery` may ask for. `release` matches id or name; `check` and `action` hold where any ruling has it;
+"""What a `TraceQuery` may ask for. `release` matches id or name; `check` holds where that check found something (a ruling of
+nothing found has the action `allow`), `action` where any ruling has it;
 `time` takes ISO 8601 (UTC where no zone is given) or int ns; `!=` holds for rows without a value."""
 
 
