@@ -269,7 +269,9 @@ async def test_totals_sum_what_matches_by_group_over_hot_and_sealed_days(store):
         assert whole.usage == Usage(12 * 3 + 1, 7 * 3 + 2, 3 * 3, 1 * 3, 4)
         b, a = await store.totals("local", [], ("app",))
         assert [(t.group, t.exchanges, t.cost_nanousd) for t in (b, a)] == [(("b",), 3, 7), (("a",), 1, 5)]
-        assert [t.group for t in await store.totals("local", [Clause("app", "=", "b")], ("day", "app"))] == [("2025-11-09", "b")]
+        assert [t.group for t in await store.totals("local", [Clause("app", "=", "b")], ("day", "app"))] == [
+            ("2025-11-09", "b")
+        ]
         tags = {t.group[0]: t.cost_nanousd for t in await store.totals("local", [], ("tag",))}
         assert tags == {"env=prod": 5, "x=1": 5, "": 7}
         later = [Clause("time", ">=", str(T0 + DAY)), Clause("time", "<", str(T0 + 2 * DAY))]

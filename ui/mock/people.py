@@ -132,7 +132,11 @@ class People:
         kind = parts[0].rstrip("s")
         there = self.members[kind]
         if len(parts) == 1:
-            return (200, [self._told(kind, m) for m in there.values()]) if method == "GET" else (201, self._told(kind, self.member(kind, body)))
+            return (
+                (200, [self._told(kind, m) for m in there.values()])
+                if method == "GET"
+                else (201, self._told(kind, self.member(kind, body)))
+            )
         name = parts[1]
         if method == "PATCH":
             there[name] |= body

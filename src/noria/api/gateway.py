@@ -231,9 +231,7 @@ class Gateway:
 
     # -- /v1 ----------------------------------------------------------------------------------------
 
-    async def _answer(
-        self, request: Request, kind: Kind, ingress: Ingress | None, ticket: Ticket | None = None
-    ) -> None:
+    async def _answer(self, request: Request, kind: Kind, ingress: Ingress | None, ticket: Ticket | None = None) -> None:
         house = self.worker.house
         if house is None:
             raise Unavailable("Noria is starting.", code="starting")

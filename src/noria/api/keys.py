@@ -130,7 +130,9 @@ def _fields(body: NewKey | ChangedKey) -> dict[str, Any]:
     ends = [n for n in ("expires_in", "expires_at", "expires_in_days") if given.get(n) is not None]
     if len(ends) > 1:
         raise RequestError(f"Give {ends[0]} or {ends[1]}, not both.", code="invalid_value", param=ends[1])
-    what: dict[str, Any] = {n: given[n] for n in ("name", "org", "team", "user", "tags", "metadata", "rpm", "priority") if n in given}
+    what: dict[str, Any] = {
+        n: given[n] for n in ("name", "org", "team", "user", "tags", "metadata", "rpm", "priority") if n in given
+    }
     what |= {n: tuple(dict.fromkeys(given[n])) for n in ("apps", "endpoints") if n in given}
     if "guard" in given:
         what["guard_name"] = given["guard"]

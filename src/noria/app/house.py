@@ -213,7 +213,6 @@ class WiredHouse:
             **guarding(rules, bench.report),
         )
 
-
     def _topics(self, release: Release) -> Topics | None:
         """What routes a release's prompts by their meaning."""
         if release.routing.semantic is None or release.embedder is None:

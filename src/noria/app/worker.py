@@ -86,7 +86,11 @@ class Worker:
         stored = self._stored()
         if stored is not None:
             self._adopt(stored)
-        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tick()), asyncio.create_task(self._account())]
+        self._tasks = [
+            asyncio.create_task(self._follow()),
+            asyncio.create_task(self._tick()),
+            asyncio.create_task(self._account()),
+        ]
 
     async def configured(self, within: float) -> bool:
         """Wait until there is a configuration, at most `within` seconds; whether there is."""

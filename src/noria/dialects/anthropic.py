@@ -78,7 +78,9 @@ def write_messages_request(
     request["messages"] = messages
     if stream:
         request["stream"] = True
-    request |= {name: value for name, value in fields.items() if value is not None and name not in (*_WITHOUT_EFFECT, *_HARMLESS)}
+    request |= {
+        name: value for name, value in fields.items() if value is not None and name not in (*_WITHOUT_EFFECT, *_HARMLESS)
+    }
     stop = fields.get("stop")
     if stop:
         request["stop_sequences"] = [stop] if isinstance(stop, str) else stop

@@ -150,7 +150,9 @@ def write_messages(messages: tuple[Message, ...], original: msgspec.Raw | None =
         read, raws = _read(original)
         if len(read) == len(messages):
             pairs = zip(messages, read, raws, strict=True)
-            return msgspec.Raw(msgspec.json.encode([raw if m is old else _write_message(m, [(old, raw)]) for m, old, raw in pairs]))
+            return msgspec.Raw(
+                msgspec.json.encode([raw if m is old else _write_message(m, [(old, raw)]) for m, old, raw in pairs])
+            )
         for message, raw in zip(read, raws, strict=True):
             verbatim.setdefault(_likeness(message), []).append((message, raw))
     return msgspec.Raw(msgspec.json.encode([_write_message(m, verbatim.get(_likeness(m), [])) for m in messages]))

@@ -74,7 +74,12 @@ def _limited(x: Exchange) -> bool:
     """Whether a budget has set an output limit that the caller's own request has not (Anthropic's always has one)."""
     if x.dialect != "gemini" or "max_completion_tokens" not in x.body:
         return False
-    return re.search(rb'"max_?[oO]utput_?[tT]okens"', bytes(x.native.get("generationConfig", x.native.get("generation_config", b"")))) is None
+    return (
+        re.search(
+            rb'"max_?[oO]utput_?[tT]okens"', bytes(x.native.get("generationConfig", x.native.get("generation_config", b"")))
+        )
+        is None
+    )
 
 
 def natively(call: Spoken, provider: Provider) -> bool:

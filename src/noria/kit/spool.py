@@ -352,7 +352,11 @@ class SpoolReader:
         """Where a spool ends now: whoever has read as far has read everything that was in it at the call."""
         place = _place(self.folder, spool)
         segments = _segments(place)
-        return SpoolPosition(spool, segments[-1], _file(place, segments[-1]).stat().st_size) if segments else SpoolPosition(spool, 0, 0)
+        return (
+            SpoolPosition(spool, segments[-1], _file(place, segments[-1]).stat().st_size)
+            if segments
+            else SpoolPosition(spool, 0, 0)
+        )
 
     def trim(self, position: SpoolPosition) -> int:
         """Delete the segments wholly before `position`; how many. The newest and the locked ones stay."""

@@ -155,9 +155,7 @@ class OpenAICompatible(Provider):
             return await self._stream(path, headers, body, sink)
         return await self._whole(call.kind, path, headers, body)
 
-    async def raw(
-        self, call: RawCall, on_head: OnHead | None = None, valve: Valve | None = None
-    ) -> tuple[int, Headers, bytes]:
+    async def raw(self, call: RawCall, on_head: OnHead | None = None, valve: Valve | None = None) -> tuple[int, Headers, bytes]:
         """As `Provider.raw`."""
         if self._dated:
             raise NotFound(f"{self._who} passes nothing through: its paths carry an api_version.", code="unknown_url")

@@ -255,9 +255,7 @@ async def test_a_user_leaves_a_team_only_with_the_keys_held_in_its_name(home: Ho
 
 async def test_a_key_cannot_be_made_for_a_team_that_goes_meanwhile(home: Home) -> None:
     """The key's commit and the removal fence each other: whichever comes second fails."""
-    made = await asyncio.gather(
-        home.ring.create(team="ads"), home.directories.remove("team", "ads"), return_exceptions=True
-    )
+    made = await asyncio.gather(home.ring.create(team="ads"), home.directories.remove("team", "ads"), return_exceptions=True)
     assert sum(isinstance(m, (Conflict, RequestError)) for m in made) == 1
     directory, versions = await home.directories.whole()
     fences = home.directories.fence(Owner("acme", "search"), directory, versions)
