@@ -2,7 +2,7 @@
 
 CVE-2026-42208 (SQL injection in the look-up of keys), CVE-2026-35030 (a cache keyed on the first 20 characters of a token),
 CVE-2026-35029 (a configuration route without a role check), CVE-2026-30623 (commands from API input), and authorization headers
-in spend logs. Here values are bound, never formatted; a key is looked up by a digest of all of it; every route has an entry in one table
+in spend logs. Here values are bound, never formatted; a key is looked up by a digest of all of it; one table says who may use each route
 (`tests/unit/api/test_permission.py`), unlisted ones are the operator's; and logs are scrubbed at the sink.
 """
 

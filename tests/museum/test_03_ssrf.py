@@ -1,7 +1,8 @@
 """Museum 3: a gateway that asks whatever host its caller names.
 
-portkey#1718 (a proxied path and a header with the host), portkey PR#1597. Here upstream hosts come from the configuration alone: no header,
-no field of a body, no target of a request and no redirect of an upstream leads elsewhere. Paths of the passed-through surface:
+In Portkey a caller could put the host into a header of a proxied request, and so reach machines inside the network (portkey#1718).
+Here upstream hosts come from the configuration alone: no header, no field of a body, no target of a request and no redirect of an
+upstream leads elsewhere. Paths of the passed-through surface:
 `tests/service/test_other_endpoints.py::test_museum_03_no_path_reaches_another_place_than_the_configured_upstream`.
 """
 

@@ -1,9 +1,11 @@
-"""Museum 4: budget races.
+"""Museum 4: requests that run at the same time spend the same money twice.
 
-"litellm#34732 check-then-increment lets parallel requests overspend; #40095 first requests of unknown end users bypass;
-PR#40002 reservations priced wrong; #26672 bypass; bifrost docs admit overshoot." "Atomic reserve→settle→release with lease
-expiry; property test with thousands of interleavings." The proof over processes that are killed:
-`tests/service/test_money_proof.py`.
+Gateways looked at a counter, called the model and added the cost afterwards, so whoever came in between was let through as
+well (litellm#34732); others did not hold the first request of a caller whom they had never seen (litellm#40095).
+
+Here money is set aside before the call. Of sixty requests at once, on one worker or on three, exactly as many pass as the budget
+pays for; a new key is held from its first request on; an exchange is paid from the window in which it began.
+`tests/service/test_money_proof.py` shows the same for random interleavings and for processes that are killed in between.
 """
 
 from __future__ import annotations

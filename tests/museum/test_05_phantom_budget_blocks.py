@@ -1,7 +1,10 @@
-"""Museum 5: phantom budget blocks.
+"""Museum 5: callers refused for money that nobody spent.
 
-"litellm#36926 BudgetExceeded although spend is below; #27735 stale spend." "One ledger; counters rebuilt from it; 429 body
-shows limit, used, reserved, reset time."
+A counter had drifted above what was really spent, and keys with money left were turned away (litellm#36926, #27735).
+
+Here the recorded exchanges are the truth and counters follow them: one that is too high comes down, and what a dead worker had
+set aside is free again. Whoever is refused can see why: the answer has the limit, what is used, what is reserved, and when the
+window begins anew.
 """
 
 from __future__ import annotations

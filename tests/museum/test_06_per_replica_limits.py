@@ -1,8 +1,10 @@
-"""Museum 6: per-replica limits.
+"""Museum 6: a limit that each copy of the gateway counts for itself.
 
-"litellm#40291/#27736 TPM × N replicas; bifrost#3547 per-replica `sync.Map` budgets." "State the guarantee: exact with a shared
-store; bounded error (lease slices) without. Test with 3 processes." The three are processes in
-`tests/service/test_money_proof.py`; here they are three workers whose calls interleave at random.
+With three copies, three times the tokens (litellm#40291) or the money (bifrost#3547) went through.
+
+Here workers lease slices of one counter. Together they never pass the limit; what they may fall short of it is at most the slices
+that the other workers hold unused. These are three workers whose calls interleave at random; `tests/service/test_money_proof.py`
+does it with processes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,17 @@
-"""Museum 7 to 10: spend recorded as zero, classes mis-priced, usage lost in streams, partial streams unbilled.
+"""Museum 7 to 10: costs that are zero, wrong, doubled, or never charged.
 
-7: "litellm#37923: 1,012 of 1,283 requests at $0; €830 invoiced vs $1.47 reported." "Missing usage ⇒ estimate +
-`cost_status=estimated`; alarm on zero-cost ratio." 8: "litellm#34801 +8.5 % vs OpenAI bill (cache reads)." "Disjoint classes."
-9: "litellm#36168 final chunk with non-empty choices → dropped usage; Dify double count; #37992 explicit zero overwritten."
-"Last-usage-wins; never sum; null ≠ 0." 10: "litellm PR#33736: disconnect ⇒ nothing billed." "Count emitted tokens."
+7, nothing charged: most requests of one deployment were booked at $0, and a bill of hundreds of euros was reported as $1.47
+(litellm#37923). Here an answer that says nothing of its usage is estimated and marked so, a missing price gives no cost instead
+of 0, and a large share of exchanges without a cost raises an alarm.
+
+8, wrong rate: tokens read from the provider's cache were charged at the full rate too (litellm#34801). Here each token is in one
+class and is paid once, whether a provider counts cached tokens as part of its input or apart.
+
+9, streams: usage was dropped where it came along with text (litellm#36168), added up where it came twice, and a real zero was
+replaced (litellm#37992). Here the last usage that a stream tells replaces those before it; `null` tells nothing.
+
+10, broken-off streams: callers who left paid nothing (litellm PR#33736). Here they pay for the frames that were sent, and never
+more than what was reserved for them.
 """
 
 from __future__ import annotations
@@ -95,8 +103,8 @@ def used(prompt, completion):
 @pytest.mark.parametrize(
     ("chunks", "told"),
     [
-        ([chunk(used(9, 1), DELTA), chunk(used(9, 4), DELTA)], (9, 4)),  # with choices; the last wins, nothing is summed
-        ([chunk(used(9, 4), DELTA), chunk(None, [])], (9, 4)),  # null is not zero
+        ([chunk(used(9, 1), DELTA), chunk(used(9, 4), DELTA)], (9, 4)),  # both beside text; the second replaces the first
+        ([chunk(used(9, 4), DELTA), chunk(None, [])], (9, 4)),  # null tells nothing
         ([chunk(used(9, 4), []), chunk(used(9, 4), [])], (9, 4)),  # told twice, counted once
         ([chunk(used(9, 4), DELTA), chunk(used(9, 0), [])], (9, 0)),  # an explicit zero is meant
     ],

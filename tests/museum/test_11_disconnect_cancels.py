@@ -1,8 +1,8 @@
 """Museum 11: a caller who leaves must not hold a model.
 
-litellm#13774, #37140, #36123, PR#31499: the upstream call went on after the client had gone, also in the window before the
-first token, and a GPU slot was held for nobody. Here: whole and stream, before and after the first token, the upstream
-connection is closed within 100 ms of the client's leaving (on a machine at rest; the test allows for a busy one).
+Gateways noticed too late or never that a client had gone (litellm#13774), least of all while it waited for the first token
+(litellm PR#31499), and the model went on working for nobody. Here: whole and stream, before and after the first token, the
+upstream connection is closed within 100 ms of the client's leaving (on a machine at rest; the test allows for a busy one).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Museum 16: latency that collapses under real payloads, and clients closed while they were in use.
 
 litellm#13546, #13541: base64 images took a gateway of 20 pods from milliseconds to minutes; a cache of HTTP clients that
-expired by time closed connections under running requests for six days; a fast path lost fields (#38907). Here 100 KB and 10 MB bodies
+expired by time closed connections under running requests for six days; fields vanished where a shortcut wrote the answer (#38907). Here 100 KB and 10 MB bodies
 reach the endpoint byte for byte at a cost that grows no faster than they do, also while guards look at them, and a connection lives as
 long as the exchange that uses it, whatever the configuration does meanwhile.
 """

@@ -1,8 +1,8 @@
 """Museum 18: semantic caches that answer wrongly, or with somebody else's answer.
 
-litellm#12234 and #6954 (wrong answers), semantic-router#1448/#2134 (a hit across tenants at 0.9085 similarity, CWE-524),
-wso2/api-platform#733, OmniRoute#3740; and the exact caches beside them: LiteLLM's optional key, Portkey's hash of body and URL,
-which give one customer's answer to the next who asks the same.
+Questions that looked alike got each other's answers (litellm#12234, #6954), in the worst case across tenants
+(semantic-router#1448). Exact caches leak as well: LiteLLM's key is optional, and Portkey hashes body and URL without the caller,
+so one customer's answer goes to the next who asks the same.
 
 Here every question has the same vector, as if the embedder were as wrong as can be: what is left must keep them apart.
 """

@@ -1,8 +1,11 @@
 """Museum 19: failures in the middle of a stream.
 
-"510 Overloaded events in 80 min, zero fallbacks, logged as success" (litellm PR#24005); #28216, #19077, #6957.
-"Hold lifecycle frames until first content; fall back only before commit; after commit emit an in-stream error and log
-`status=error`."
+A provider that is overloaded may say so inside a stream that began with status 200. A gateway that looks at the status alone never
+tries another endpoint and records a success; one did so 510 times in 80 minutes (litellm PR#24005).
+
+Here nothing reaches the caller before there is content. If an endpoint fails until then, the next one answers and the caller sees
+nothing of the first. If it fails later, the stream ends with the error, without `[DONE]`, and the exchange is recorded as one that
+failed.
 """
 
 from __future__ import annotations

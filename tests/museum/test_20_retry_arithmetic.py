@@ -1,9 +1,12 @@
-"""Museum 20: the arithmetic of cooldowns and retries.
+"""Museum 20: retries that multiply, and cooldowns that take away the last endpoint.
 
-"litellm#40130 keeps the shorter deadline, #3646, PR#7823 single deployment cooled → outage; PR#34129 (1+N)² calls;
-litellm-docs PR#734: 32 combinations of `num_retries`; HKUDS/nanobot#2760 12 calls instead of 4; #7669 Retry-After ignored."
-"One retry owner; total-attempt cap + token-bucket retry budget; never eject the last endpoint; answer
-`x-should-retry: false` when we already retried."
+Where two layers retry N times each, (1 + N)² calls arrive (litellm PR#34129). A new cooldown ended a longer one early
+(litellm#40130), the only deployment was taken out and nobody was left to answer (litellm PR#7823), and the wait that a provider
+had asked for was not kept (litellm#7669).
+
+Here N retries are N more calls over all endpoints; in an outage, retries add at most a tenth to a worker's requests, and a small
+fixed number. SDKs are told not to repeat what was tried more than once here, and how long the provider wants them to wait. A
+deadline only moves later; an endpoint without an alternative is always asked.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Museum 22: health checks that cost money.
+"""Museum 22: health checks on the bill.
 
-"litellm PR#7000 ('cost us a lot'), #9584, #31008, #37321; Exgentic PR#247."
-"Passive first; active probe = `/models` or TCP; paid probes opt-in with own budget."
+To find out whether a model was up, gateways sent it real prompts at intervals, and their users paid for them (litellm PR#7000).
 
 Noria sends nothing to find out: what it knows of an endpoint are the answers to its callers, and the trial of one that was
 out is a caller's own request.

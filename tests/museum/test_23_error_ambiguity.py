@@ -1,9 +1,10 @@
 """Museum 23: errors that do not say whose they are.
 
-"tz#3678 one 429 for local limit vs provider limit; tz#3648; portkey#267 HTTP 200 on network error; liteLLM-proxy#19 missing
-`finish_reason: null`." "Stable error `code` registry with `source: gateway|provider`; conformance tests."
+The same 429 stood for the gateway's limit and for the provider's (tensorzero#3678), and a network error came back with status 200
+(portkey#267): the caller could not tell what to change, or that anything was wrong.
 
-In Noria the `type` says the source: `upstream_error` is the provider's, everything else ours.
+In Noria the `type` says the source: `upstream_error` is the provider's, everything else ours. Each kind of failure has a `code` of
+its own and a status that says failure; our own outages are 503, and a key of ours that a provider refuses is no 401 for the caller.
 """
 
 from __future__ import annotations

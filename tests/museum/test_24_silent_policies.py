@@ -1,7 +1,8 @@
 """Museum 24: policies that silently did nothing.
 
-envoy#2248, #1866, #1754: a cost limit that under-charged and a limit that a fallback skipped, and nobody noticed. Here every
-policy counts evaluated and acted, and one that was never evaluated while the traffic it names went by is reported.
+In Envoy AI Gateway a cost limit charged too little (envoy#2248), and a token limit did nothing where there was a fallback
+(envoy#1866); neither said so. Here every policy counts how often it was evaluated and how often it acted, and one that was never
+evaluated while the traffic it names went by is reported.
 """
 
 from __future__ import annotations

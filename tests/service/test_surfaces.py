@@ -136,7 +136,7 @@ def test_our_trace_ids_begin_with_the_time(noria) -> None:
 
 def test_the_overhead_leaves_the_models_time_out(noria) -> None:
     row = noria.row(noria.chat("slow").id)
-    assert row["duration_ns"] >= 150e6
+    assert row["duration_ns"] >= 149e6  # the loop's timers have milliseconds
     assert row["overhead_ns"] < row["duration_ns"] - 140e6
 
 
@@ -183,7 +183,8 @@ def document(done):
 
 def test_traces_are_listed_shown_and_exported(noria, tmp_path) -> None:
     ids = [noria.chat("team/bot", f"question {i}").id for i in range(3)]
-    noria.row(ids[-1])
+    for name in ids:  # workers' spools are read one by one
+        noria.row(name)
     cli = noria.service.cli
     listed = document(cli("trace", "list", "app=team/bot", "--limit", "2", "--json"))
     assert [r["id"] for r in listed] == ids[:0:-1], "newest first"

@@ -17,7 +17,6 @@ from msgspec.structs import replace
 from noria.contracts.batch import Envelope
 from noria.contracts.error import NoriaError
 from noria.contracts.exchange import Exchange, ModelReply
-from noria.contracts.price import Price
 from noria.contracts.release import Endpoint
 from noria.contracts.stage import Inward
 from noria.contracts.trace import Attempt, ExchangeRow
@@ -160,12 +159,4 @@ def at_batch_price(endpoint: Endpoint) -> Endpoint:
     price = endpoint.price
     if price is None or price.batch == 1.0:
         return endpoint
-    share = price.batch
-    scaled = {name: v * share for name in _RATES if (v := getattr(price, name)) is not None}
-    tiers = tuple(
-        replace(t, **{name: v * share for name in _RATES if (v := getattr(t, name, None)) is not None}) for t in price.tiers
-    )
-    return replace(endpoint, price=replace(price, **scaled, tiers=tiers, batch=1.0), prices=())
-
-
-_RATES = tuple(f for f in Price.__struct_fields__ if f not in ("batch", "compute_hour", "tiers", "since", "source"))
+    return replace(endpoint, price=replace(price, share=price.batch), prices=())

@@ -1,4 +1,4 @@
-"""Tells a keeper that hangs from one that is busy: only the first is killed (museum 14: self-healing that harms).
+"""Tells a keeper that hangs from one that is busy: only the first is killed (museum 14).
 
 It must have been silent for the whole time that the configuration names, and have done next to nothing meanwhile: a
 keeper that seals a day or replays a spool is late, not ill. One that works without ever answering gets ten times as long.

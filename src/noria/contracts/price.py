@@ -56,6 +56,8 @@ class Price(msgspec.Struct, frozen=True):
     """US dollars an exchange, whatever its tokens."""
     batch: float = 1.0
     """What a batch costs of all this: 0.5 = half."""
+    share: float = 1.0
+    """What is paid of all this: `batch`, in a batch of the provider's own."""
     compute_hour: float = 0.0
     """US dollars an hour of measured model time: for models that run on one's own machines."""
     tiers: tuple[Tier, ...] = ()
@@ -96,9 +98,9 @@ class Compiled(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def compiled(price: Price, *, batch: bool = False) -> Compiled:
+def compiled(price: Price) -> Compiled:
     """`price` as integers."""
-    share = Decimal(str(price.batch)) if batch else Decimal(1)
+    share = Decimal(str(price.share))
     base = _rates(price, None, share)
     tiers = (*(_rates(price, t, share) for t in sorted(price.tiers, key=lambda t: -t.above)), base)
     return Compiled(
@@ -110,13 +112,13 @@ def compiled(price: Price, *, batch: bool = False) -> Compiled:
     )
 
 
-def cost_of(price: Price, usage: Usage, *, model_ns: int = 0, batch: bool = False) -> int:
+def cost_of(price: Price, usage: Usage, *, model_ns: int = 0) -> int:
     """Nano-dollars that `usage` costs; `model_ns` is what a `compute_hour` is paid for.
 
     >>> cost_of(Price(2.5, 10.0, cached=1.25), Usage(1000, 100, cached=600))
     2750000
     """
-    made = compiled(price, batch=batch)
+    made = compiled(price)
     total = usage.input or 0
     for rates in made.tiers:  # the last one always applies
         if total > rates.above:

@@ -58,6 +58,15 @@ class _Conversation(msgspec.Struct):
     id: str
 
 
+class _Shape(msgspec.Struct):
+    """What every message has; whoever needs more of it reads more."""
+
+    role: str
+
+
+_SHAPES = msgspec.json.Decoder(list[_Shape])
+
+
 def read_request(body: bytes) -> dict[str, msgspec.Raw]:
     """Top-level keys and their values as they came.
 
@@ -282,6 +291,11 @@ def _require_prompt(kind: Kind, body: dict[str, msgspec.Raw]) -> None:
             raise RequestError("Invalid type for 'messages': it must be a list of messages.", code="invalid_type", param=name)
         if raw[1:-1].isspace() or raw == b"[]":
             raise RequestError("'messages' must hold at least one message.", code="empty_array", param=name)
+        try:
+            _SHAPES.decode(raw)
+        except msgspec.DecodeError:
+            read_messages(body[name])  # says what is wrong, and where
+            raise RequestError("'messages' cannot be read.", code="invalid_type", param=name) from None
 
 
 def _decode(raw: msgspec.Raw, param: str) -> Any:

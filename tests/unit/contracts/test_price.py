@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from noria.contracts.price import Price, Tier, compiled, cost_of, in_force, most
 from noria.contracts.usage import Usage
@@ -45,7 +46,7 @@ def test_golden_costs(price: Price, usage: Usage, usd: str) -> None:
 
 
 def test_a_batch_costs_its_share_of_every_class() -> None:
-    assert cost_of(GPT5, Usage(1000, 500), batch=True) == 3_125_000
+    assert cost_of(replace(GPT5, share=GPT5.batch), Usage(1000, 500)) == 3_125_000
 
 
 def test_model_time_is_paid_by_the_hour() -> None:
