@@ -7,6 +7,7 @@ import gc
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +16,7 @@ import msgspec
 
 from noria.app.link import SOCKET
 from noria.kit.handover import Giver, Taker
+from noria.kit.priority import yield_to_others
 
 if TYPE_CHECKING:
     from noria.kit.http_server import HttpServer
@@ -125,6 +127,7 @@ async def serve_keeper(home: Path, config: Path | None, told: Told) -> None:
             yield
 
     word = told()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4, "noria-work", initializer=yield_to_others))
     keeper = await open_keeper(home, config)
     path = home / "run" / SOCKET
     path.unlink(missing_ok=True)

@@ -43,6 +43,7 @@ from noria.engines.duckdb.table import COLUMNS_SQL, SCHEMA, Values, condition_of
 from noria.engines.duckdb.totals import totals
 from noria.kit.atomic import STAGING, staged
 from noria.kit.clause import Condition
+from noria.kit.priority import yield_to_others
 
 Rows = list[Values]
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class DuckdbTraces:
     def __init__(self, url: str) -> None:
         self._place = path_of(url)
         self._sealed = self._place / "sealed"
-        self._writer = ThreadPoolExecutor(1, "noria-traces-write")
+        self._writer = ThreadPoolExecutor(1, "noria-traces-write", initializer=yield_to_others)
         self._reader = ThreadPoolExecutor(1, "noria-traces-read")
         self._lock = threading.Lock()
         self._broken = False
