@@ -276,9 +276,9 @@ def test_realtime_and_what_nobody_serves_are_refused_in_words(service: Any, key:
 
 def test_keys_scopes_and_budgets_hold_for_what_passes(service: Any, caller: Any) -> None:
     operator = caller(service)
-    assert operator.send("POST", "/v1/anything", {"model": "chat"}).status == 401
     narrow = operator.new_key(apps=["painter"])
     assert caller(service, narrow).post("/v1/anything", {"model": "chat"}).status == 403
+    assert operator.send("POST", "/v1/anything", {"model": "chat"}).status == 401
     assert caller(service, narrow).send("GET", "/v1/threads", None, {"authorization": f"Bearer {narrow}"}).status == 403
     poor = operator.new_key(budget_usd=0.05)
     assert caller(service, poor).post("/v1/anything", {"model": "chat"}).json["error"]["code"] == "price_unknown"
