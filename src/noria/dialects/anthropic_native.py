@@ -6,13 +6,12 @@ from typing import Any
 
 import msgspec
 
-from noria.contracts.error import UpstreamError
 from noria.contracts.exchange import Answer, Usage
 from noria.dialects.anthropic import FINISH, usage_of
 from noria.dialects.openai_answer import read_usage
 from noria.dialects.openai_stream import CONTENT, OTHER
 from noria.dialects.sse import FrameSplitter, data_of, marked
-from noria.dialects.upstream import stream_refusal
+from noria.dialects.upstream import ReaderTap
 
 _GARBAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _SAME = frozenset({"temperature", "top_p", "top_k", "max_tokens", "thinking", "service_tier"})
@@ -136,51 +135,11 @@ class NativeReader:
             self._told |= {key: value for key, value in usage.items() if value is not None}
 
 
-class NativeTap:
-    """Frames of a Messages stream, each with its original bytes; an error event ends it. A `dialects.upstream.Tap`."""
+class NativeTap(ReaderTap):
+    """The tap of this dialect."""
 
     def __init__(self, who: str) -> None:
-        self._who = who
-        self._splitter = FrameSplitter()
-        self._reader = NativeReader()
-        self.failure: UpstreamError | None = None
-
-    @property
-    def started(self) -> bool:
-        """As `Tap.started`."""
-        return self._reader.started
-
-    @property
-    def complete(self) -> bool:
-        """As `Tap.complete`."""
-        return self._reader.done
-
-    @property
-    def id(self) -> str:
-        """The message's id, once it is known."""
-        return self._reader.id
-
-    def feed(self, data: bytes) -> bytes:
-        """As `Tap.feed`."""
-        frames = self._splitter.feed(data)
-        for i, frame in enumerate(frames):
-            if not self._look(frame):
-                return b"".join(frames[:i])
-        return frames[0] if len(frames) == 1 else b"".join(frames)
-
-    def end(self) -> bytes:
-        """As `Tap.end`: a last event that lacks its blank line, completed."""
-        rest = self._splitter.rest()
-        if not rest.strip() or not self._look(rest):
-            return b""
-        return rest if rest.endswith((b"\n\n", b"\r\r")) else rest.rstrip(b"\r\n") + b"\n\n"
-
-    def _look(self, frame: bytes) -> bool:
-        self._reader.read(frame)
-        if self._reader.error is None:
-            return True
-        self.failure = stream_refusal(self._reader.error, who=self._who, started=self.started)
-        return False
+        super().__init__(NativeReader(), who)
 
 
 def assemble_native(stream: bytes) -> dict[str, Any]:

@@ -6,14 +6,13 @@ from typing import Any
 
 import msgspec
 
-from noria.contracts.error import UpstreamError
 from noria.contracts.exchange import Answer, Usage
 from noria.dialects.gemini import blocked_because, finish_of, said_in, usage_of
 from noria.dialects.gemini_stream import spelled
 from noria.dialects.openai_answer import read_usage
 from noria.dialects.openai_stream import CONTENT, OTHER
 from noria.dialects.sse import FrameSplitter, data_of
-from noria.dialects.upstream import stream_refusal
+from noria.dialects.upstream import ReaderTap
 
 _GARBAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -81,51 +80,11 @@ class NativeReader:
         return OTHER
 
 
-class NativeTap:
-    """Events of a stream, each with its original bytes; an error ends it. A `dialects.upstream.Tap`."""
+class NativeTap(ReaderTap):
+    """The tap of this dialect."""
 
     def __init__(self, who: str) -> None:
-        self._who = who
-        self._splitter = FrameSplitter()
-        self._reader = NativeReader()
-        self.failure: UpstreamError | None = None
-
-    @property
-    def started(self) -> bool:
-        """As `Tap.started`."""
-        return self._reader.started
-
-    @property
-    def complete(self) -> bool:
-        """As `Tap.complete`."""
-        return self._reader.done
-
-    @property
-    def id(self) -> str:
-        """The answer's id, once it is known."""
-        return self._reader.id
-
-    def feed(self, data: bytes) -> bytes:
-        """As `Tap.feed`."""
-        frames = self._splitter.feed(data)
-        for i, frame in enumerate(frames):
-            if not self._look(frame):
-                return b"".join(frames[:i])
-        return b"".join(frames)
-
-    def end(self) -> bytes:
-        """As `Tap.end`."""
-        rest = self._splitter.rest()
-        if not rest.strip() or not self._look(rest):
-            return b""
-        return rest if rest.endswith((b"\n\n", b"\r\r")) else rest.rstrip(b"\r\n") + b"\n\n"
-
-    def _look(self, frame: bytes) -> bool:
-        self._reader.read(frame)
-        if self._reader.error is None:
-            return True
-        self.failure = stream_refusal(self._reader.error, who=self._who, started=self.started)
-        return False
+        super().__init__(NativeReader(), who)
 
 
 def assemble_native(stream: bytes) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from noria.contracts.error import RequestError, UpstreamError
+from noria.contracts.error import RequestError
 from noria.contracts.exchange import Answer, Usage
 from noria.dialects.openai_answer import read_usage
 from noria.dialects.openai_stream import CONTENT, OTHER
 from noria.dialects.sse import FrameSplitter, data_of, frame_end, marked
-from noria.dialects.upstream import message_of, stream_refusal
+from noria.dialects.upstream import ReaderTap, message_of
 
 Raws = dict[str, msgspec.Raw]
 
@@ -215,29 +215,11 @@ class NativeReader:
             self.finish_reason = _finish(response)
 
 
-class NativeTap:
-    """Events of a stream, each with its original bytes; an error ends it. A `dialects.upstream.Tap`."""
+class NativeTap(ReaderTap):
+    """The tap of this dialect."""
 
     def __init__(self, who: str) -> None:
-        self._who = who
-        self._splitter = FrameSplitter()
-        self._reader = NativeReader()
-        self.failure: UpstreamError | None = None
-
-    @property
-    def started(self) -> bool:
-        """As `Tap.started`."""
-        return self._reader.started
-
-    @property
-    def complete(self) -> bool:
-        """As `Tap.complete`."""
-        return self._reader.done
-
-    @property
-    def id(self) -> str:
-        """The Response's id, once it is known."""
-        return self._reader.id
+        super().__init__(NativeReader(), who)
 
     def feed(self, data: bytes) -> bytes:
         """As `Tap.feed`."""
@@ -249,20 +231,6 @@ class NativeTap:
                 return block[:at]
             at = end
         return block
-
-    def end(self) -> bytes:
-        """As `Tap.end`: a last event that lacks its blank line, completed."""
-        rest = self._splitter.rest()
-        if not rest.strip() or not self._look(rest):
-            return b""
-        return rest if rest.endswith((b"\n\n", b"\r\r")) else rest.rstrip(b"\r\n") + b"\n\n"
-
-    def _look(self, frame: bytes) -> bool:
-        self._reader.read(frame)
-        if self._reader.error is None:
-            return True
-        self.failure = stream_refusal(self._reader.error, who=self._who, started=self.started)
-        return False
 
 
 # -- for pages ------------------------------------------------------------------------------------------

@@ -247,6 +247,70 @@ class OpenAITap:
         return reader
 
 
+class Reading(Protocol):
+    """What a `ReaderTap` asks of the reader of its dialect."""
+
+    id: str
+    done: bool
+    error: bytes | None
+
+    @property
+    def started(self) -> bool:
+        """Whether content has come."""
+        ...
+
+    def read(self, frame: bytes) -> int:
+        """Take note of one frame."""
+        ...
+
+
+class ReaderTap:
+    """Events of a stream in another dialect, each with its original bytes; what its reader finds to be an error ends it."""
+
+    def __init__(self, reader: Reading, who: str) -> None:
+        self._who = who
+        self._splitter = FrameSplitter()
+        self._reader = reader
+        self.failure: UpstreamError | None = None
+
+    @property
+    def started(self) -> bool:
+        """As `Tap.started`."""
+        return self._reader.started
+
+    @property
+    def complete(self) -> bool:
+        """As `Tap.complete`."""
+        return self._reader.done
+
+    @property
+    def id(self) -> str:
+        """The answer's id, once it is known."""
+        return self._reader.id
+
+    def feed(self, data: bytes) -> bytes:
+        """As `Tap.feed`."""
+        frames = self._splitter.feed(data)
+        for i, frame in enumerate(frames):
+            if not self._look(frame):
+                return b"".join(frames[:i])
+        return frames[0] if len(frames) == 1 else b"".join(frames)
+
+    def end(self) -> bytes:
+        """As `Tap.end`: a last event that lacks its blank line, completed."""
+        rest = self._splitter.rest()
+        if not rest.strip() or not self._look(rest):
+            return b""
+        return rest if rest.endswith((b"\n\n", b"\r\r")) else rest.rstrip(b"\r\n") + b"\n\n"
+
+    def _look(self, frame: bytes) -> bool:
+        self._reader.read(frame)
+        if self._reader.error is None:
+            return True
+        self.failure = stream_refusal(self._reader.error, who=self._who, started=self.started)
+        return False
+
+
 class Gate:
     """The `on_head` and sink of one streamed answer. What ends it (`failure`) is raised out of the sink, so that the
     connection closes and another endpoint can be asked at once: a broken upstream may well go on sending.
