@@ -1,6 +1,7 @@
 # Everything a newcomer types. `bootstrap.py` says how long each step takes and what it downloads.
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= $(shell nproc)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: up core dev ui test test-slow lint format bench docs lock clean
@@ -18,8 +19,8 @@ dev:
 ui: core            ## build the console
 	@$(PYTHON) bootstrap.py console
 
-test: dev           ## all tests but the long proofs
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: dev           ## all tests but the long proofs, in as many processes as there are cores
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --maxprocesses 8 --dist loadscope --reruns 1 -rR $(ARGS)
 
 test-slow: dev      ## the long proofs at full scale
 	$(BIN)/python -m pytest -m slow --timeout 7200 $(ARGS)
@@ -44,6 +45,7 @@ docs: dev           ## regenerate docs/reference
 lock:               ## resolve again (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o locks/core.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev -o locks/dev.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --extra train --overrides locks/no-torch.txt -o locks/train.txt
 
 clean:
 	rm -rf .venv src/noria/web/static ui/node_modules bench/out tests/out

@@ -9,6 +9,7 @@ import ast
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -207,9 +208,14 @@ retried already, carries `x-should-retry: false`; one that will pass carries `re
     return text + "".join(f"| {s} | `{c}` | {_cell(m)} |\n" for s, c, m in sorted(set(_refusals())))
 
 
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
 def _calls(folder: Path) -> Iterator[tuple[Path, ast.Call]]:
     for path in sorted(folder.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(_parsed(path)):
             if isinstance(node, ast.Call):
                 yield path, node
 
@@ -229,7 +235,7 @@ def _raised() -> Iterator[tuple[str, str, str, str]]:
 
 def _refusals() -> Iterator[tuple[int, str, str]]:
     for folder in ("http_request", "http_server"):
-        for node in ast.walk(ast.parse((SOURCE / "kit" / f"{folder}.py").read_text("utf-8"))):
+        for node in ast.walk(_parsed(SOURCE / "kit" / f"{folder}.py")):
             values = node.args if isinstance(node, ast.Call) else node.elts if isinstance(node, ast.Tuple) else []
             if len(values) == 3 and isinstance(values[0], ast.Constant) and isinstance(values[0].value, int):
                 status, code, message = values
@@ -304,7 +310,7 @@ A request is refused with 403 where its `Host` is not a loopback name, the confi
 ## Management API
 
 Needs the admin token (`NORIA_HOME/admin.token`, as `Authorization: Bearer`) or a console session. Schema:
-`/api/openapi.json`.
+`/api/openapi.json`. A query parameter that a path does not have is a 400 with the nearest one.
 
 | method and path | meaning | parameters |
 |---|---|---|
@@ -458,7 +464,7 @@ def modules() -> str:
 
 
 def _docstring(path: Path) -> str:
-    return ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    return ast.get_docstring(_parsed(path)) or ""
 
 
 def _doc(module: str) -> str:

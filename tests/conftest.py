@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests.loopback import DONE, begin, frame, listening, put
+
+settings.register_profile("noria", settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]))
+settings.load_profile("noria")  # how long an example takes says how many others want the processor
 
 NORIA = str(Path(sys.executable).with_name("noria"))
 DATA = Path(os.environ.get("NORIA_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -28,6 +33,24 @@ models:
 apps:
   echo: {model: fake}
 """
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who runs what, with `--dist loadscope`."""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from tests.spread import Spread
+
+    return Spread(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # of pytest-xdist
+        from tests.spread import order
+
+        order(items)
 
 
 @dataclass
@@ -109,17 +132,33 @@ def start_service(folder: Path, config: str | None = SCRIPTED, *args: str, env: 
         if line.startswith("Noria serves at "):
             break
     else:
+        process.stdout.close()
+        process.wait()  # else its remains fail whichever test runs when they are collected
         raise AssertionError("noria up ended:\n" + "\n".join(lines))
     url = lines[-1].split()[3].removesuffix("/v1")
     service = Service(folder / "home", url, process, whole, lines)
     threading.Thread(target=_drain, args=(process, lines), daemon=True).start()
+    _configured(url, 20.0)
     return service
+
+
+def _configured(url: str, within: float) -> None:
+    """Wait until the worker that is asked has a configuration: where the processor is wanted by many it serves before that."""
+    end = time.monotonic() + within
+    while time.monotonic() < end and b"starting" in post(url + "/readyz", b"", method="GET")[2]:
+        time.sleep(0.05)
 
 
 def _drain(process: subprocess.Popen[str], lines: list[str]) -> None:
     assert process.stdout is not None
     with process.stdout as out:
         lines.extend(line.rstrip() for line in out)
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pytest's own, under a shorter name: below it, and below pytest-xdist's folder, lie unix sockets, whose paths have at most 107 bytes."""
+    return tmp_path_factory.mktemp(re.sub(r"\W", "_", request.node.name.removeprefix("test_"))[:12])
 
 
 @pytest.fixture

@@ -83,6 +83,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("console", lambda m: wrong.append(m.text) if "Content Security Policy" in m.text else None)
         page.on("request", lambda r: None if r.url.startswith(origin) else wrong.append(f"foreign: {r.url}"))
         page.goto(origin + path)
+        page.locator("main > *").first.wait_for(state="attached")  # its code comes when it is asked for, and with it its keys
         return page
 
     yield visit

@@ -6,6 +6,7 @@ Where it cannot be (no registry, no Node) the cells skip and say why, except whe
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -93,15 +94,20 @@ class Outside:
             return
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder.parent) as made:
-                whole = Path(made) / "whole"
-                whole.mkdir()
-                self._install(whole)
-                if not self.folder.exists():  # by another run meanwhile
-                    whole.rename(self.folder)
+            with self.folder.with_suffix(".lock").open("w") as lock:  # each process of pytest-xdist wants it
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not self.folder.exists():
+                    self._fill()
         except (OSError, subprocess.SubprocessError, LookupError) as e:
             said = (getattr(e, "stdout", "") or "")[-600:]
             self._failed = f"{self._name} could not be installed: {e} {said}"
+
+    def _fill(self) -> None:
+        with tempfile.TemporaryDirectory(dir=self.folder.parent) as made:
+            whole = Path(made) / "whole"
+            whole.mkdir()
+            self._install(whole)
+            whole.rename(self.folder)
 
     @contextmanager
     def driver(self) -> Iterator[Driver]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import anthropic
 import pytest
-from pydantic import BaseModel
-from tests.conformance.vendor import CITIES, TEXT
+from tests.conformance.langchain_story import calls_tools, gathered, keeps_a_schema
+from tests.conformance.vendor import TEXT
 
 langchain = pytest.importorskip("langchain_anthropic", reason="langchain-anthropic is not installed")
 ERRORS = {
@@ -23,18 +23,6 @@ ERRORS = {
 WORDS = {400: "too hot", 401: "not known", 403: "may not use", 404: "Did you mean 'chat'", 429: "minute", 503: "not running"}
 
 
-class Weather(BaseModel):
-    """The weather somewhere."""
-
-    city: str
-    degrees: int
-
-
-def get_weather(city: str) -> str:
-    """The weather in a city."""
-    return city
-
-
 @pytest.fixture
 def chat(here: Any) -> Any:
     def make(model: str, **more: Any) -> Any:
@@ -42,15 +30,6 @@ def chat(here: Any) -> Any:
         return langchain.ChatAnthropic(**what)
 
     return make
-
-
-def gathered(stream: Any) -> tuple[int, Any]:
-    """How many pieces with text there were, and their sum."""
-    count, whole = 0, None
-    for piece in stream:
-        count += bool(piece.text)
-        whole = piece if whole is None else whole + piece
-    return count, whole
 
 
 def test_plain(chat: Any) -> None:
@@ -67,19 +46,12 @@ def test_stream(chat: Any) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 def test_tools(chat: Any, streamed: bool) -> None:
-    model = chat("tools").bind_tools([get_weather])
-    said = gathered(model.stream("hello"))[1] if streamed else model.invoke("hello")
-    assert [(c["name"], c["args"]) for c in said.tool_calls] == [("get_weather", {"city": city}) for city in CITIES]
-    results = [{"role": "tool", "tool_call_id": c["id"], "content": f"21 in {c['args']['city']}"} for c in said.tool_calls]
-    after = model.invoke([{"role": "user", "content": "hello"}, said, *results])
-    assert after.text == "21 in Chengdu and 21 in Oslo"
+    calls_tools(chat("tools"), streamed=streamed)
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 def test_schema(chat: Any, streamed: bool) -> None:
-    model = chat("schema").with_structured_output(Weather, method="json_schema")
-    parsed = list(model.stream("hello"))[-1] if streamed else model.invoke("hello")
-    assert parsed == Weather(city="Chengdu", degrees=21)
+    keeps_a_schema(chat("schema"), streamed=streamed)
 
 
 @pytest.mark.parametrize("status", ERRORS)

@@ -88,10 +88,28 @@ def postgres_url(postgres_server):
 
 
 @pytest.fixture
+def redis_url():
+    """A prefix of its own for one test, in a Redis that answers; its keys are removed afterwards."""
+    from redis import Redis
+    from redis.exceptions import RedisError
+
+    server = os.environ.get("NORIA_TEST_REDIS", "redis://127.0.0.1:6379/0")
+    prefix = f"t-{uuid.uuid4().hex}"
+    with Redis.from_url(server) as admin:
+        try:
+            admin.ping()
+        except RedisError as e:
+            absent(f"no Redis at {server.rpartition('@')[2]} (set NORIA_TEST_REDIS): {e}")
+        yield f"{server}?prefix={prefix}"
+        for key in admin.scan_iter(f"{prefix}:*", count=1000):
+            admin.delete(key)
+
+
+@pytest.fixture
 def url(engine, tmp_path, request) -> str:
     """An empty place of this engine."""
-    if engine == "postgres":
-        return request.getfixturevalue("postgres_url")
+    if engine in {"postgres", "redis"}:
+        return request.getfixturevalue(f"{engine}_url")
     if engine == "memory":
         return "memory://"
     if given := os.environ.get(f"NORIA_TEST_{engine.upper()}"):

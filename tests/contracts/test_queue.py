@@ -286,6 +286,27 @@ async def test_every_job_that_put_answered_for_survives_kill_9(make, spawn):
     assert len(there) - len(answered) <= 1
 
 
+async def test_buried_jobs_are_listed_and_revived_once(queue):
+    await put(queue, "first", "second", "well")
+    await put(queue, "other", name="elsewhere", at=T0 - 1)
+    for job in [*(await lease(queue, limit=2)), *(await lease(queue, name="elsewhere"))]:
+        await queue.retry("a", job, ready_ns=T0, dead=True)
+    found = await queue.dead("a")
+    assert [(j.queue, j.id, j.body, j.attempt, j.put_ns) for j in found] == [
+        ("elsewhere", "other", b"other", 1, T0 - 1), ("work", "first", b"first", 1, T0), ("work", "second", b"second", 1, T0),
+    ]  # fmt: skip
+    assert [j.id for j in await queue.dead("a", limit=1)] == ["other"]
+    twice = await asyncio.gather(*(queue.revive("a", "work", "second", now_ns=T0 + 5 * S) for _ in range(2)))
+    assert sorted(twice) == [False, True]
+    assert not await queue.revive("a", "work", "well", now_ns=T0), "it is not dead"
+    assert not await queue.revive("a", "elsewhere", "second", now_ns=T0)
+    assert [j.id for j in await queue.dead("a")] == ["other", "first"]
+    assert [j.id for j in await lease(queue, limit=9, at=T0 + 5 * S - 1)] == ["well"]
+    (again,) = await lease(queue, limit=9, at=T0 + 5 * S)
+    assert (again.id, again.attempt) == ("second", 2)
+    await queue.done("a", again)
+
+
 async def test_tenant_b_cannot_lease_end_count_or_infer_the_jobs_of_a(queue):
     await put(queue, "held", "only-a", "waiting", "dead")
     dead, held = await lease(queue, limit=2)
@@ -293,6 +314,8 @@ async def test_tenant_b_cannot_lease_end_count_or_infer_the_jobs_of_a(queue):
     for other in ("b", "", "A", "a ", "a%", "_"):
         assert await lease(queue, tenant=other, at=T0 + 10**6 * S, limit=100) == []
         assert await queue.depth(other, "work") == (0, 0, 0)
+        assert await queue.dead(other) == []
+        assert not await queue.revive(other, "work", dead.id, now_ns=T0)
         for stolen in (
             queue.done(other, held),
             queue.retry(other, held, ready_ns=0),

@@ -134,11 +134,12 @@ async def test_pages_are_newest_first_and_miss_nothing(store):
         (("time", "<=", str(T0)), {"e1"}),
         (("id", "=", "e1"), {"e1"}),
         (("trace", "=", "trace-e2"), {"e2"}),
+        (("response", "=", "up-1"), {"e1"}),
     ],
 )
 async def test_a_clause_finds_what_it_says(store, clause, found):
     other = {"status": 502, "outcome": "error", "duration_ns": 1, "ttft_ns": None, "stream": False, "cost_nanousd": None}
-    two = row("e2", T0 + 3 * DAY, rulings=(), error_code="timeout", **other)
+    two = row("e2", T0 + 3 * DAY, rulings=(), error_code="timeout", upstream_id="up-2", **other)
     await store.append("local", plain(row("e1"), two), [], None)
     assert set(await ids(store, "local", ask(clause))) == found
     assert await store.count("local", ask(clause)) == len(found)
@@ -223,6 +224,27 @@ async def test_dropping_forgets_sealed_days_and_nothing_else(store):
     assert await store.bodies("local", ["b"]) == [Body("b", "", b"shared")]
     assert await store.drop("local", "2025-11-10") == 1
     assert await store.body("local", "b") is None
+
+
+async def test_bodies_that_were_sealed_together_are_found_by_each_of_their_ids_hot_and_sealed(store):
+    together = Body("b1", "s", b"three", ("b2", "b3"))
+    alone = Body("b4", "", b"one")
+    both = row("both", T0 + DAY)
+    await store.append("local", [(row("e1"), "b1", "b2"), (both, "b3", "b4")], [together, alone], None)
+    for _ in range(2):
+        for name in ("b1", "b2", "b3"):
+            assert await store.body("local", name) == together
+        assert sorted(await store.bodies("local", ["b3", "b4", "b1", "+b1"]), key=lambda b: b.id) == [together, alone]
+        assert await store.body("other", "b2") is None
+        await store.seal("local", "2025-11-09")
+    assert await store.append("local", [(row("e1"), "b1", "b2")], [together], None) == 0, "a replay"
+    assert await store.bodies("local", ["b2"]) == [together]
+    await store.drop("local", "2025-11-09")
+    assert await store.body("local", "b2") == together, "the second day names one of them, and keeps them"
+    await store.seal("local", "2025-11-10")
+    assert await store.body("local", "b3") == together
+    await store.drop("local", "2025-11-10")
+    assert await store.bodies("local", ["b1", "b2", "b3", "b4"]) == []
 
 
 async def test_tenants_cannot_read_count_or_infer_each_other(store):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,12 @@ from msgspec.structs import replace
 
 from noria.checks.denylist import Denylist, DenylistOptions
 from noria.checks.pii import Pii, PiiOptions
+from noria.checks.secrets import Secrets
 from noria.contracts.error import RequestError, StoreError, Unauthorized, Unavailable
 from noria.contracts.exchange import Exchange, ModelCall, ModelReply
 from noria.contracts.message import Message
 from noria.contracts.release import Endpoint, GuardRule, Key, Price, Prompt, Release
-from noria.contracts.stage import Provider
+from noria.contracts.stage import Options, Provider
 from noria.dialects.openai_stream import assemble
 from noria.dialects.sse import FrameSplitter, data_of
 from noria.engines.memory import MemoryCounter
@@ -754,15 +756,43 @@ def test_any_chunking_of_the_upstreams_bytes_delivers_its_frames_in_order(texts,
     assert home.row.answer == b"".join(frames), "the record keeps every byte"
 
 
+def in_ascii(frame: bytes) -> bytes:
+    """The same frame as some servers write it: everything beyond ASCII as an escape, astral characters as two."""
+    return frame.decode().encode("ascii", "noria.escape")
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error("noria.escape", _escape)
+
+
 @PROPERTY
-@given(texts=st.lists(WORDS, max_size=10), places=st.lists(st.integers(0, 10_000), max_size=20))
-def test_guards_and_restore_give_the_whole_texts_result_whatever_the_chunks(texts, places) -> None:
+@given(
+    texts=st.lists(st.sampled_from([" the", "quick", " wheel", "世", "界", "，", "\n", "🦉", " é", '"', "\\"]), max_size=40),
+    places=st.lists(st.integers(0, 10_000), max_size=20),
+    escaped=st.booleans(),
+)
+def test_frames_of_which_the_guards_change_nothing_keep_their_bytes(texts, places, escaped) -> None:
+    frames = [in_ascii(f) for f in streamed(*texts)] if escaped else streamed(*texts)
+    home = guarded_home(wired(Wire(cut(b"".join(frames), places))), rules=[pii(), deny("block", ("output",), "世人")])
+    out = asyncio.run(go(home, ask(stream=True, usage_wanted=True)))
+    assert out.body == b"".join(frames)
+    assert home.row.answer == b"".join(frames)
+
+
+@PROPERTY
+@given(texts=st.lists(WORDS, max_size=10), places=st.lists(st.integers(0, 10_000), max_size=20), escaped=st.booleans())
+def test_guards_and_restore_give_the_whole_texts_result_whatever_the_chunks(texts, places, escaped) -> None:
     whole = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "".join(texts)}, "finish_reason": "stop"}]}
-    rules = [pii()]
+    rules = [pii(), (Secrets(Options()), GuardRule("secrets", "mask", ("output",))), deny("mask", ("output",), "世界 hello")]
     question = f"write to {EMAIL}"
     at_once = guarded_home(wired(Wire([], whole=msgspec.json.encode(whole))), rules=rules)
     expected = asyncio.run(go(at_once, ask(question))).text
-    piecemeal = guarded_home(wired(Wire(cut(b"".join(streamed(*texts)), places))), rules=rules)
+    frames = [in_ascii(f) for f in streamed(*texts)] if escaped else streamed(*texts)
+    piecemeal = guarded_home(wired(Wire(cut(b"".join(frames), places))), rules=rules)
     out = asyncio.run(go(piecemeal, ask(question, stream=True)))
     assert out.text == expected
     recorded = json.loads(at_once.row.answer)["choices"][0]["message"]["content"]

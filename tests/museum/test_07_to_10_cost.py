@@ -10,7 +10,7 @@ class and is paid once, whether a provider counts cached tokens as part of its i
 9, streams: usage was dropped where it came along with text (litellm#36168), added up where it came twice, and a real zero was
 replaced (litellm#37992). Here the last usage that a stream tells replaces those before it; `null` tells nothing.
 
-10, broken-off streams: callers who left paid nothing (litellm PR#33736). Here they pay for the frames that were sent, and never
+10, broken-off streams: callers who left paid nothing (litellm PR#33736). Here they pay for what had come by then, and never
 more than what was reserved for them.
 """
 
@@ -28,7 +28,7 @@ from noria.contracts.release import App, Endpoint, Release, Snapshot
 from noria.contracts.trace import Attempt, Total
 from noria.contracts.usage import Usage
 from noria.dialects.openai_stream import StreamReader
-from noria.gateway.relay import counted
+from noria.gateway.untold import counted
 from noria.kit.step import Stopwatch
 from noria.observe.account import Account
 
@@ -36,6 +36,14 @@ PRICED = Endpoint("m", "p", "m", price=Price(1.0, 2.0))
 
 
 NOTHING = Usage()
+
+
+def heard(many: int) -> tuple[StreamReader, list[bytes]]:
+    """A stream of so many frames, and its reader."""
+    reader, frames = StreamReader(), [chunk(..., DELTA)] * many
+    for frame in frames:
+        reader.read(frame)
+    return reader, frames
 
 
 def account(endpoint=PRICED, usage=NOTHING, *, counted=None, reserved=None) -> Account:
@@ -46,8 +54,8 @@ def account(endpoint=PRICED, usage=NOTHING, *, counted=None, reserved=None) -> A
 
 
 def test_07_a_missing_usage_is_estimated_and_never_zero() -> None:
-    frames = [b"data: {}\n\n"] * 8
-    told = counted(ask(stream=True, messages="x" * 400), frames)
+    reader, frames = heard(8)
+    told = counted(ask(stream=True, messages="x" * 400), "openai", frames, reader)
     cost, status = account(counted=told).cost()
     assert status == "estimated"
     assert cost is not None
@@ -118,9 +126,10 @@ def test_09_the_last_usage_of_a_stream_counts(chunks, told) -> None:
 
 
 def test_10_a_caller_who_leaves_pays_for_what_was_sent_and_at_most_what_was_reserved() -> None:
-    x = ask(messages="x" * 4000)
-    told = counted(SimpleNamespace(stream=True, body=x.body), [b"data: {}\n\n"] * 40)
+    reader, frames = heard(40)
+    told = counted(ask(messages="x" * 4000), "openai", frames, reader)
     assert told.output == 40
+    assert counted(ask(messages="x"), "openai", [b"".join(frames)], reader).output == 40, "frames that came at once are as many"
     left = account(counted=told)
     left.error = None
     cost, status = left.cost()

@@ -56,7 +56,9 @@ def failed(status: int, retry_after: float | None = None) -> UpstreamError:
 
 async def send(router: Router) -> UpstreamError:
     gate = SimpleNamespace(committed=False, feed=lambda data: None, restart=lambda: None)
-    account = SimpleNamespace(attempts=[], endpoint=None, model_ns=0, tries=0, first_ns=None, hedged=[], warnings=[])
+    account = SimpleNamespace(
+        attempts=[], endpoint=None, model_ns=0, tries=0, first_ns=None, hedged=[], warnings=[], hear=lambda usage: None
+    )
     x = Exchange("x", "a" * 32, "b" * 16, "local", "chat", "app", False, {}, 0)
     with pytest.raises(UpstreamError) as caught:
         await router.send(x, gate, account, perf_counter_ns())

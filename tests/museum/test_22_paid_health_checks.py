@@ -2,7 +2,8 @@
 
 To find out whether a model was up, gateways sent it real prompts at intervals, and their users paid for them (litellm PR#7000).
 
-Noria sends nothing to find out: what it knows of an endpoint are the answers to its callers, and the trial of one that was
+Noria sends nothing to find out, unless the configuration asks for it (`health` of a model, and then a completion is a trace
+with its price): what it knows of an endpoint are the answers to its callers, and the trial of one that was
 out is a caller's own request.
 """
 

@@ -92,9 +92,7 @@ async def open_treasury(home: Path, count: int, seed: int):
     counters = ENGINE.serves[Counter](f"sqlite:///{home}/c.db")
     records = ENGINE.serves[RecordStore](f"sqlite:///{home}/r.db")
     recording = Recording(home / "spool", traces, key)
-    treasury = Treasury(
-        home, recording, tenant="local", records=records, traces=traces, counters=counters, clock=SystemClock(), rebuilds=True
-    )
+    treasury = Treasury(home, recording, tenant="local", records=records, traces=traces, counters=counters, clock=SystemClock())
     await treasury.adopt(snapshot(count, seed))
     return treasury, recording, counters, traces
 

@@ -158,7 +158,7 @@ def test_an_answer_is_blocked_before_the_term_leaves(noria, term) -> None:
     assert whole.refuses(400, "content_filter")["message"] == "Not here."
     streamed = noria.chat("polite", text, stream=True)
     assert streamed.status == 200
-    assert streamed.text().startswith("Once there was a garden")
+    assert text.startswith(streamed.text())  # what came in one read with the term is held back with it
     assert term.encode() not in streamed.body
     assert streamed.frames[-1]["error"]["code"] == "content_filter"
     assert "[DONE]" not in streamed.frames

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ def status(noria: Any, http: Any) -> dict[str, Any]:
     return json.loads(http(noria.url + "/api/status", b"", {"authorization": f"Bearer {token}"}, method="GET")[2])
 
 
+@pytest.fixture(scope="module")
+def standing(serve_once: Any) -> Any:
+    return serve_once(CONFIG)
+
+
+@pytest.fixture
+def shared(standing: Any) -> Any:
+    """A service that goes on after the test, with `CONFIG` in force; what the test writes into its file is taken back."""
+    write(standing, CONFIG)
+    return standing
+
+
 # -- plan and apply ------------------------------------------------------------------------------------
 
 
@@ -93,8 +106,8 @@ def test_a_plan_names_every_difference_and_applying_it_is_in_force_everywhere_wi
     assert noria.json("apply", "--yes")["applied"] is False
 
 
-def test_a_wrong_file_changes_nothing_and_every_mistake_has_its_place(serve, http) -> None:
-    noria = serve(CONFIG)
+def test_a_wrong_file_changes_nothing_and_every_mistake_has_its_place(shared, http) -> None:
+    noria = shared
     before = http(noria.url + "/v1/chat/completions", HELLO)[1]["x-noria-config"]
     write(noria, CONFIG + "  bad: {modle: fake}\n")
     for command in (("plan",), ("apply", "--yes")):
@@ -119,8 +132,8 @@ def _status_or_none(noria: Any, http: Any) -> Any:
         return None
 
 
-def test_a_keeper_that_starts_again_does_not_apply_what_nobody_asked_for(serve, http) -> None:
-    noria = serve(CONFIG)
+def test_a_keeper_that_starts_again_does_not_apply_what_nobody_asked_for(shared, http) -> None:
+    noria = shared
     before = http(noria.url + "/v1/chat/completions", HELLO)[1]["x-noria-config"]
     write(noria, CHANGED)
     os.kill(noria.pids()["keeper"], signal.SIGKILL)
@@ -131,8 +144,8 @@ def test_a_keeper_that_starts_again_does_not_apply_what_nobody_asked_for(serve, 
     assert "noria.yaml is not what is in force" in doctor
 
 
-def test_a_key_that_is_missing_from_the_environment_is_found_before_anything_changes(serve, http) -> None:
-    noria = serve(CONFIG)
+def test_a_key_that_is_missing_from_the_environment_is_found_before_anything_changes(shared, http) -> None:
+    noria = shared
     before = http(noria.url + "/v1/chat/completions", HELLO)[1]["x-noria-config"]
     write(noria, CONFIG + "  far: {model: gpt}\n")
     text = (noria.home.parent / "noria.yaml").read_text()
@@ -143,8 +156,8 @@ def test_a_key_that_is_missing_from_the_environment_is_found_before_anything_cha
     assert http(noria.url + "/v1/chat/completions", HELLO)[1]["x-noria-config"] == before
 
 
-def test_over_the_network_only_the_services_own_file_can_be_applied(serve, http) -> None:
-    noria = serve(CONFIG)
+def test_over_the_network_only_the_services_own_file_can_be_applied(shared, http) -> None:
+    noria = shared
     token = {"authorization": f"Bearer {(noria.home / 'admin.token').read_text().strip()}"}
     code, _, body = http(noria.url + "/api/apply", {"file": "/etc/passwd"}, token)
     assert (code, json.loads(body)["error"]["code"]) == (403, "file_refused")
@@ -177,8 +190,8 @@ def test_reload_replaces_each_worker_while_an_old_one_finishes_its_stream(serve)
     assert "replaced; " in log
 
 
-def test_an_idle_connection_survives_a_reload(serve) -> None:
-    noria = serve(CONFIG)
+def test_an_idle_connection_survives_a_reload(shared) -> None:
+    noria = shared
     client = http.client.HTTPConnection(noria.url.removeprefix("http://"), timeout=10)
     for n in range(3):
         client.request("POST", "/v1/chat/completions", json.dumps(HELLO))
@@ -353,10 +366,9 @@ def test_doctor_says_in_words_what_is_wrong_with_each_endpoint(serve, answering,
     assert "127.0.0.1" not in noria.cli("doctor", "--offline", check=False).stdout
 
 
-def test_doctor_names_the_program_that_has_the_port(serve, tmp_path) -> None:
-    noria = serve(CONFIG)
-    port = noria.url.rpartition(":")[2]
-    noria.env = {**noria.env, "NORIA_HOME": str(tmp_path / "other")}
+def test_doctor_names_the_program_that_has_the_port(shared, tmp_path) -> None:
+    port = shared.url.rpartition(":")[2]
+    noria = replace(shared, env={**shared.env, "NORIA_HOME": str(tmp_path / "other")})
     write(noria, CONFIG + f"serve: {{port: {port}}}\n")
     done = noria.cli("doctor", "--offline", check=False)
     assert done.returncode == 1

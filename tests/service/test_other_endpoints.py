@@ -29,6 +29,8 @@ class Fake:
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     polls_until_done: int = 2
+    done_when_cancelled: int = 0
+    """Lines that a batch has answered when it is cancelled."""
 
     @property
     def url(self) -> str:
@@ -72,14 +74,20 @@ class Fake:
         if path == "/v1/batches":
             return 200, "application/json", json.dumps({"data": list(self.batches.values())}).encode()
         batch = self.batches[path.split("/")[3]]
+        if path.endswith("/cancel"):
+            batch["status"] = "cancelling"
+            return 200, "application/json", json.dumps(batch).encode()
         batch["polls"] += 1
+        if batch["status"] == "cancelling" and batch["polls"] % 2:  # it takes its time
+            self._work(batch, self.done_when_cancelled)
+            batch["status"] = "cancelled"
         if batch["polls"] > self.polls_until_done and batch["status"] == "in_progress":
             self._work(batch)
         return 200, "application/json", json.dumps(batch).encode()
 
-    def _work(self, batch: dict[str, Any]) -> None:
+    def _work(self, batch: dict[str, Any], most: int | None = None) -> None:
         lines = []
-        for raw in self.files[batch["input_file_id"]].splitlines():
+        for raw in self.files[batch["input_file_id"]].splitlines()[:most]:
             asked = json.loads(raw)
             text = asked["body"]["messages"][-1]["content"]
             message = {"role": "assistant", "content": f"ja {text}"}
@@ -350,7 +358,7 @@ def lines_of(many: int, model: str = "chat") -> bytes:
 
 def finished(client: OpenAI, batch: Any) -> Any:
     end = time.monotonic() + 30
-    while batch.status not in ("completed", "failed", "cancelled") and time.monotonic() < end:
+    while batch.status not in ("completed", "failed", "cancelled", "expired") and time.monotonic() < end:
         time.sleep(0.05)
         batch = client.with_options(max_retries=20).batches.retrieve(batch.id)
     return batch
@@ -369,6 +377,33 @@ def test_a_keeper_that_dies_finds_its_upstream_batch_again(client: OpenAI, fake:
     assert len(fake.batches) == before + 1, "no second batch was made, and paid for"
     ids = [json.loads(x)["response"]["request_id"] for x in client.files.content(batch.output_file_id).text.splitlines()]
     assert len(set(ids)) == 10
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "expired"])
+def test_a_batch_that_ends_early_delivers_and_prices_what_the_upstream_had_answered(
+    client: OpenAI, fake: Fake, service: Any, caller: Any, ending: str
+) -> None:
+    before, fake.polls_until_done, fake.done_when_cancelled = len(fake.batches), 10_000, 4
+    file = client.files.create(file=("b.jsonl", lines_of(10)), purpose="batch")
+    window = "2s" if ending == "expired" else "24h"
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window=window)  # type: ignore[arg-type]
+    end = time.monotonic() + 10
+    while len(fake.batches) == before and time.monotonic() < end:
+        time.sleep(0.01)
+    if ending == "cancelled":
+        assert client.batches.cancel(batch.id).status == "cancelling"
+        os.kill(service.pids()["keeper"], signal.SIGKILL)  # who comes next knows that it was cancelled
+    batch = finished(client, batch)
+    assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == (ending, 4, 6)
+    upstream = list(fake.batches)[before:]
+    assert [fake.batches[u]["status"] for u in upstream] == ["cancelled"], "it would be worked on, and paid for"
+    rows = [json.loads(x) for x in client.files.content(batch.output_file_id).text.splitlines()]
+    assert [r["custom_id"] for r in rows] == ["c0", "c1", "c2", "c3"]
+    for row in rows:
+        assert caller(service).row(row["response"]["request_id"])["cost_usd"] == pytest.approx((100 * 10 + 10 * 20) / 1e6 / 2)
+    bad = [json.loads(x) for x in client.files.content(batch.error_file_id).text.splitlines()]
+    assert {b["error"]["code"] for b in bad} == {f"batch_{ending}"}
+    assert len(bad) == 6
 
 
 def test_a_key_with_a_hard_budget_is_served_line_by_line(fake: Fake, service: Any, caller: Any) -> None:

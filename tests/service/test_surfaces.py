@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import math
+import re
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +73,19 @@ def test_models_lists_what_may_be_called(noria) -> None:
 
 def test_health_is_told(noria) -> None:
     assert (noria.send("GET", "/livez").status, noria.send("GET", "/readyz").json) == (200, {"status": "ready"})
+
+
+def test_the_console_comes_packed_to_whoever_takes_it_so(noria) -> None:
+    page = noria.send("GET", "/", headers={"accept-encoding": "identity"})
+    if page.status == 503:
+        pytest.skip("the console is not built (make ui)")
+    script = re.search(r'src="(/assets/[^"]+\.js)"', page.body.decode())[1]
+    plain = noria.send("GET", script, headers={"accept-encoding": "identity"})
+    packed = noria.send("GET", script, headers={"accept-encoding": "gzip, br", "x-noria-coding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert "x-noria-coding" not in packed.headers
+    assert gzip.decompress(packed.body) == plain.body
 
 
 def test_the_management_api_describes_itself(noria) -> None:

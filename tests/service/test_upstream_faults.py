@@ -3,6 +3,7 @@ and the trace says what happened."""
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import socket
@@ -14,10 +15,15 @@ import pytest
 TOKENS = "Hello, 世界! How are you?"
 
 
+_TAKEN: list[socket.socket] = []
+"""Bound and not listening: connections are refused, and nobody else, Noria least of all, is given the port."""
+
+
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    _TAKEN.append(socket.socket())
+    _TAKEN[-1].bind(("127.0.0.1", 0))
+    atexit.register(_TAKEN[-1].close)
+    return _TAKEN[-1].getsockname()[1]
 
 
 KINDS = (

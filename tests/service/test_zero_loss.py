@@ -93,7 +93,7 @@ class Load:
                 connection[1].close()
                 connection = None
             if not stream and (n % 4 == 3 or self.wanted < 10_000):
-                await asyncio.sleep(0.02 * (n % 5))  # some are idle between two requests, as pools are
+                await asyncio.sleep(0.02 * (n % 5 + (self.wanted < 10_000)))  # some are idle between two requests, as pools are
         if connection is not None:
             connection[1].close()
 

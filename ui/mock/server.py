@@ -12,12 +12,14 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent))
+import operate
 import people
 from traffic import APPS, MS, S, exchange, row_of
 
@@ -38,6 +40,7 @@ class Mock(ThreadingHTTPServer):
     ) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.people = people.People(list(APPS), nobody=nobody)
+        self.operations = operate.Operations(nothing=nobody)
         now = time.time_ns()
         self.exchanges = [exchange(n, now - (count - n) * 37 * S - n * 1_234_567) for n in range(count)]
         self.every, self.token, self.loading = every, token, loading
@@ -85,6 +88,20 @@ class Mock(ThreadingHTTPServer):
             "models": models,
             "apps": apps,
             "recorder": recorder,
+            "workers": [
+                {
+                    "name": f"n0-w{n}",
+                    "pid": 4711 + n,
+                    "seen_seconds_ago": 0.4,
+                    "config": "c1:86629f17ed",
+                    "trouble": "",
+                    "in_flight": n,
+                    "draining": False,
+                    "endpoints": [],
+                    "spool": {"dropped": 0, "pending": 0, "alarm": None},
+                }
+                for n in range(2)
+            ],
             "keys_required": False,
             "notices": [],
         }
@@ -140,7 +157,9 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/traces":
             return self._traces(query)
         if people.mine(path):
-            return self._people("GET", path, query, {})
+            return self._answer(lambda: self.server.people.call("GET", path, query, {}))
+        if operate.mine(path):
+            return self._answer(lambda: self.server.operations.call("GET", path, parse_qs(url.query), {}))
         known = {d["row"]["id"]: d for d in self.server.exchanges}
         detail = known.get(path.rsplit("/", 1)[-1])
         return self._json(detail) if detail else self._error(404, "This trace does not exist.", code="not_found")
@@ -155,20 +174,25 @@ class Handler(BaseHTTPRequestHandler):
             )
         if not self._allowed():
             return self._error(401, "No key.", code="unauthorized")
-        if people.mine(self.path):
-            return self._people("POST", self.path, {}, body)
+        if self.path.startswith("/api/"):
+            return self._change("POST", unquote(self.path), {}, body)
         return self._chat(body)
 
     def do_PATCH(self) -> None:
         url = urlsplit(self.path)
         body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")
-        self._people(self.command, unquote(url.path), {k: v[0] for k, v in parse_qs(url.query).items()}, body)
+        self._change(self.command, unquote(url.path), {k: v[0] for k, v in parse_qs(url.query).items()}, body)
 
     do_PUT = do_DELETE = do_PATCH
 
-    def _people(self, method: str, path: str, query: dict[str, str], body: dict[str, Any]) -> None:
+    def _change(self, method: str, path: str, query: dict[str, str], body: dict[str, Any]) -> None:
+        if operate.mine(path):
+            return self._answer(lambda: self.server.operations.call(method, path, {}, body))
+        return self._answer(lambda: self.server.people.call(method, path, query, body))
+
+    def _answer(self, call: Callable[[], tuple[int, Any]]) -> None:
         try:
-            status, answer = self.server.people.call(method, path, query, body)
+            status, answer = call()
         except people.Refused as e:
             return self._error(e.status, str(e), code=e.code)
         return self._send(status, b"" if answer is None else json.dumps(answer).encode(), "application/json")

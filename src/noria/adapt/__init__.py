@@ -1,4 +1,1 @@
-"""From a dataset to a candidate: prompt search, fine-tuning, distillation, compression.
-
-Nothing lives here yet; the model journey brings its first modules. Heavy libraries stay in extras.
-"""
+"""From a dataset to a candidate: fine-tuning in a process of its own, its exports, and their proof. Nothing here imports torch."""

@@ -5,6 +5,7 @@ OpenAI's surface, verbatim.
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from msgspec.structs import replace
@@ -16,7 +17,7 @@ from noria.app.line_house import Finishing, Preparing
 from noria.app.worker import Worker
 from noria.contracts.batch import Envelope, Ticket
 from noria.contracts.error import NotFound, RequestError
-from noria.contracts.exchange import Exchange, RawCall
+from noria.contracts.exchange import Exchange, RawCall, Usage
 from noria.contracts.stage import Outlet
 from noria.dialects.openai_moderation import read_moderation
 from noria.dialects.raw_request import METHODS, asked_headers, checked_path, find_model
@@ -27,6 +28,8 @@ from noria.kit.http_client import Flow
 from noria.kit.http_request import Request
 
 MODERATIONS = "/v1/moderations"
+FEEDBACK = "/v1/feedback"
+FILES = "/v1/files"
 _ID = r"[A-Za-z0-9_-]{1,100}"
 _KEPT = (
     (re.compile(r"/v1/(files|batches)"), "GET, POST"),
@@ -35,6 +38,7 @@ _KEPT = (
     (re.compile(rf"/v1/batches/{_ID}"), "GET"),
     (re.compile(rf"/v1/batches/{_ID}/cancel"), "POST"),
     (re.compile(MODERATIONS), "POST"),
+    (re.compile(FEEDBACK), "POST"),
 )
 _OURS = re.compile(
     r"/v1/(chat|completions|embeddings|engines|responses|messages|models|files|batches|moderations|feedback|traces|logs|metrics)(/|\Z)",
@@ -51,6 +55,17 @@ def methods(path: str) -> str:
 def owner(x: Exchange, house: WiredHouse) -> tuple[str, str]:
     """The header that tells the keeper whose files and batches are meant. Raises `Unauthorized`."""
     return owner_header(x, house.admit.caller(x))
+
+
+async def held(x: Exchange, house: WiredHouse, relay: Callable[[tuple[str, str]], Awaitable[None]]) -> None:
+    """What the keeper answers, once the caller has its place in the limits: `relay` is told whose request it is."""
+    x = house.admit.enter(x)
+    claim = await house.limits.enter(x, [])
+    try:
+        await relay(owner_header(x, x.key))
+    finally:
+        if claim is not None:
+            claim.settle(0, Usage())
 
 
 def lined(

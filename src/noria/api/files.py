@@ -5,28 +5,28 @@ Who asks stands in `x-noria-owner`, which workers write and never pass on from o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import parse_qs, quote
 
 import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
-from starlette.requests import ClientDisconnect
+from fastapi.responses import StreamingResponse
 
-from noria.api.owner import OWNER
+from noria.api.owner import OWNER, UPLOAD
 from noria.app.depot import Depot
+from noria.app.files import PIECE
 from noria.app.keeper import Keeper
 from noria.contracts.batch import Batch, Owner, StoredFile
 from noria.contracts.error import NotFound, RequestError
 from noria.dialects.openai_batch import PURPOSES, batch_object, file_object, page, read_batch, read_expiry
 from noria.gateway.constraint import REGIONS_TAG
 from noria.kit import labels
+from noria.kit.multipart import BadForm, read_file, read_form
+from noria.kit.upload import path_of
 
 MOST_SHOWN = 10_000
-_FIELDS = 16
-_FIELD_BYTES = 64 * 1024
 
 
 def read_owner(request: Request) -> Owner:
@@ -55,21 +55,22 @@ def _files(depot: Callable[[], Depot]) -> APIRouter:
     @files.post("")
     async def add(request: Request) -> Response:
         owner = read_owner(request)
+        kind = request.headers.get("content-type", "")
         try:
-            async with request.form(max_files=1, max_fields=_FIELDS, max_part_size=_FIELD_BYTES) as form:
-                upload, purpose = form.get("file"), form.get("purpose")
-                if not isinstance(upload, UploadFile):
-                    raise RequestError("The form has no file.", code="missing_required_parameter", param="file")
-                if purpose not in PURPOSES:
-                    raise RequestError(
-                        f"purpose must be one of: {', '.join(sorted(PURPOSES))}.", code="invalid_value", param="purpose"
-                    )
-                keep = _expiry(form.get("expires_after[anchor]"), form.get("expires_after[seconds]"))
-                data = await upload.read()
-                name = upload.filename or "file"
-        except (MultiPartException, ClientDisconnect) as e:
-            raise RequestError(f"The request is no multipart/form-data: {e}", code="invalid_multipart") from None
-        file = await depot().files.add(owner, data, filename=name, purpose=str(purpose), keep_seconds=keep)
+            body = path_of(depot().home, request.headers.get(UPLOAD, ""))
+            form = await asyncio.to_thread(read_form, body, kind)
+        except (BadForm, FileNotFoundError, ValueError) as e:
+            raise RequestError(f"The request is no multipart/form-data: {e}.", code="invalid_multipart") from None
+        if form.filename is None:
+            raise RequestError("The form has no file.", code="missing_required_parameter", param="file")
+        purpose = form.fields.get("purpose")
+        if purpose not in PURPOSES:
+            raise RequestError(f"purpose must be one of: {', '.join(sorted(PURPOSES))}.", code="invalid_value", param="purpose")
+        keep = _expiry(form.fields.get("expires_after[anchor]"), form.fields.get("expires_after[seconds]"))
+        file = await depot().files.take_in(
+            owner, read_file(body, kind, PIECE), form.size,
+            filename=form.filename or "file", purpose=purpose, keep_seconds=keep,
+        )  # fmt: skip
         return _json(file_object(file))
 
     @files.get("")
@@ -87,7 +88,10 @@ def _files(depot: Callable[[], Depot]) -> APIRouter:
         file = await depot().files.get(owner, id)
         named = f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}"
         headers = {"content-disposition": named, "x-content-type-options": "nosniff"}
-        return Response(await depot().files.content(owner, id), headers=headers, media_type="application/octet-stream")
+        pieces = depot().files.read(owner, id)
+        first = await anext(pieces)  # what is gone is told before the answer begins
+        headers["content-length"] = str(file.bytes)
+        return StreamingResponse(_joined(first, pieces), headers=headers, media_type="application/octet-stream")
 
     @files.delete("/{id}")
     async def delete(id: str, owner: Owner = Depends(read_owner)) -> Response:  # noqa: B008  how FastAPI injects
@@ -151,6 +155,12 @@ def _page(request: Request, items: list[Any], show: Any, *, usual: int) -> dict[
         ordered = ordered[at + 1 :]
     shown = ordered[: int(limit)]
     return page([show(item) for item in shown], more=len(ordered) > len(shown))
+
+
+async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 def _expiry(anchor: Any, seconds: Any) -> int:

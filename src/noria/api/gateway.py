@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,11 +14,12 @@ from msgspec.structs import replace
 from noria.api import beside, protocols, stored
 from noria.api.drain import drain
 from noria.api.origin import admitted
-from noria.api.owner import OWNER
+from noria.api.owner import OWNER, UPLOAD
 from noria.app.house import SHORT_HASH, WiredHouse
 from noria.app.worker import Worker
 from noria.contracts.batch import Ticket
 from noria.contracts.error import NoriaError, NotFound, RequestError, Unavailable
+from noria.contracts.evaluation import TAGS as EVALUATION
 from noria.contracts.exchange import Exchange, Kind, Priority
 from noria.contracts.stage import Ingress, Outlet
 from noria.dialects.gemini_ingress import Generate
@@ -25,15 +27,17 @@ from noria.dialects.openai import read_head, read_request
 from noria.dialects.openai_answer import write_model, write_models
 from noria.dialects.openai_error import error_answer, error_body
 from noria.dialects.responses_ingress import ResponsesIngress
+from noria.gateway.admit import PINNED
 from noria.gateway.ticket import HEADER
 from noria.govern.access import cookie
 from noria.journeys.prompt import House, answer, refuse
 from noria.kit import labels
-from noria.kit.http_client import HttpCallError
-from noria.kit.http_head import FRAMING
-from noria.kit.http_request import Limits, Request
+from noria.kit.http_client import Flow, HttpCallError
+from noria.kit.http_head import CODING, FRAMING
+from noria.kit.http_request import Limits, Refusal, Request, Spill
 from noria.kit.http_response import Response
 from noria.kit.ids import parse_traceparent, uuid7
+from noria.kit.upload import Upload, Uploads
 from noria.observe.metrics import CONTENT_TYPE
 
 log = logging.getLogger("noria.gateway")
@@ -47,12 +51,14 @@ KINDS: dict[str, Kind] = {
 }
 INGRESS: dict[str, Ingress] = {"/v1/responses": ResponsesIngress(), **protocols.PATHS}
 """Paths that speak another protocol than OpenAI's chat; their exchanges are of kind `chat`."""
-NOT_RELAYED = FRAMING | {"te", "trailer", "upgrade", "proxy-connection", "expect", "x-noria-relayed", OWNER, HEADER}
+NOT_RELAYED = FRAMING | {"te", "trailer", "upgrade", "proxy-connection", "expect", "x-noria-relayed", OWNER, UPLOAD, HEADER}
 PROBES = frozenset({"/livez", "/readyz"})
 """Asked by orchestrators under whatever address the machine has; they tell nothing but a word."""
 PRIORITIES: dict[str, Priority] = {p: p for p in ("high", "normal", "low")}
 JSON = ("content-type", "application/json")
 TAGS = "x-noria-tags"
+RESERVED = frozenset({*EVALUATION, PINNED[0]})
+"""Tags by which traffic is left out of statistics: nobody puts them on by himself."""
 LONGEST_NAME = 512
 """Characters of a conversation's name."""
 AWAY = "The console and the management API are away for a moment; answers go on."
@@ -133,6 +139,7 @@ class Gateway:
         self._hosts = bound_hosts
         self._tasks: set[asyncio.Task[None]] = set()
         self._endless: set[asyncio.Future[Any]] = set()
+        self._uploads = Uploads(worker.home)
 
     def leave(self) -> None:
         """End the live streams that are relayed from the keeper: a drain would wait for them in vain."""
@@ -144,12 +151,30 @@ class Gateway:
         try:
             self._route(request)
         except NoriaError as e:
+            if request.spill is not None:
+                request.spill.close()
             _refuse(request, e)
+
+    def divert(self, request: Request) -> Spill | Refusal | None:
+        """Files that callers store pass through the disk, once it is known that the caller may store any."""
+        house = self.worker.house
+        if request.path != beside.FILES or request.method != "POST" or house is None or not self._admitted(request):
+            return None
+        try:
+            beside.owner(self._bare(request, "passthrough"), house)
+        except NoriaError as e:
+            return Refusal(e.status, e.code or "unauthorized", e.text)
+        most = house.snapshot.file_limit
+        larger = f"A file has at most {most:,} bytes, its form included. Raise `files.max_size` in noria.yaml."
+        return self._uploads.begin(most, larger)
+
+    def _admitted(self, request: Request) -> bool:
+        house = self.worker.house
+        return admitted(request.headers, (*self._hosts, *(house.snapshot.hosts if house else ())))
 
     def _route(self, request: Request) -> None:
         path = request.path
-        house = self.worker.house
-        if path not in PROBES and not admitted(request.headers, (*self._hosts, *(house.snapshot.hosts if house else ()))):
+        if path not in PROBES and not self._admitted(request):
             raise RequestError(
                 "This Host or Origin is not served here.", code="foreign_host", status=403,
                 hint="Add the name to `serve.hosts` in noria.yaml.",
@@ -179,11 +204,12 @@ class Gateway:
         else:
             self._start(request, self._relay(request))
 
-    def _start(self, request: Request, what: object) -> None:
+    def _start(self, request: Request, what: object) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._guarded(request, what))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         request.response.on_close = lambda: _cancel(task)
+        return task
 
     def _start_line(self, request: Request, ticket: Ticket, what: object) -> None:
         """A line of a batch is finished even where the keeper dies meanwhile: its answer is kept here (`app.lane`)."""
@@ -225,7 +251,7 @@ class Gateway:
         """Headers and body for a request that the HTTP layer refuses; one that was too large is recorded like any other."""
         error = RequestError(message, code=code, status=status)
         x = self._exchange("chat", {}, "")
-        if status == 413 and self.worker.house is not None:
+        if code == "body_too_large" and self.worker.house is not None:
             refuse(x, self.worker.house, Nowhere(), error)
         return [("x-request-id", x.id)], error_answer(error)[2]
 
@@ -276,6 +302,7 @@ class Gateway:
             priority=PRIORITIES.get(headers.get("x-noria-priority", ""), "normal"),
             cache_control=headers.get("cache-control", ""),
             path=path,
+            pin=headers.get("x-noria-release", ""),
         )
 
     def _read(self, x: Exchange, body: bytes, ingress: Ingress | None = None) -> Exchange:
@@ -326,13 +353,24 @@ class Gateway:
         x, out = self._bare(request, "passthrough"), HttpOutlet(request.response)
         if not allowed:
             self._start(request, beside.through(tagged(x, request.headers), house, out, request))
+        elif path == beside.FEEDBACK:
+            self._start(request, beside.held(tagged(x, request.headers), house, partial(self._relay, request)))
         elif path != beside.MODERATIONS:
-            self._start(request, self._relay(request, beside.owner(x, house)))
+            self._kept(request, beside.owner(x, house))
         elif HEADER in request.headers and (ticket := self.worker.ticket(request.headers[HEADER])):
             x, _, kept, _ = beside.lined(x, request, ticket, self.worker, house=house, out=out)
             self._start_line(request, ticket, beside.moderated(x, house, kept, request.body))
         else:
             self._start(request, beside.moderated(tagged(x, request.headers), house, out, request.body))
+
+    def _kept(self, request: Request, owner: tuple[str, str]) -> None:
+        """Files and batches: the keeper's, who is told whose they are, and where the body lies that is no part of the call."""
+        spill = request.spill
+        if not isinstance(spill, Upload):
+            self._start(request, self._relay(request, owner))
+            return
+        task = self._start(request, self._relay(request, owner, (UPLOAD, spill.name)))
+        task.add_done_callback(lambda _: spill.close())
 
     def _other(self, request: Request) -> None:
         """Paths of other protocols beside `/v1/messages`."""
@@ -411,8 +449,8 @@ class Gateway:
     async def _relay(self, request: Request, *own: tuple[str, str]) -> None:
         """Pass a request to the keeper; 503 for it alone while the keeper is away."""
         response = request.response
-        headers = [(k, v) for k, v in request.headers.items() if k not in NOT_RELAYED]
-        headers += [("x-noria-relayed", "1"), *own]
+        headers = [(k, v) for k, v in request.headers.items() if k not in NOT_RELAYED and k != CODING]
+        headers += [("x-noria-relayed", "1"), (CODING, request.headers.get("accept-encoding", "")), *own]
         target = request.path + ("?" + request.query if request.query else "")
         length: list[int] = []
 
@@ -420,12 +458,15 @@ class Gateway:
             length.extend(int(v) for k, v in upstream if k.lower() == "content-length")
             if any(k.lower() == "content-type" and v.startswith("text/event-stream") for k, v in upstream):
                 self._endless.add(sending)
-            kept = [(k, v) for k, v in upstream if k.lower() not in NOT_RELAYED]
+            kept = [("content-encoding" if k == CODING else k, v) for k, v in upstream if k.lower() not in NOT_RELAYED]
             response.start(status, kept, length=length[0] if length else None)
             return response.write
 
-        link = self.worker.link
-        sending = asyncio.ensure_future(link.client.send(request.method, target, headers, request.body, on_head=begin))  # type: ignore[arg-type]  # begin gives a sink
+        link, valve = self.worker.link, Flow()
+        response.on_pause, response.on_resume = valve.pause, valve.resume  # files may be long: their reader sets the pace
+        sending = asyncio.ensure_future(
+            link.client.send(request.method, target, headers, request.body, on_head=begin, flow=valve)  # type: ignore[arg-type]  # begin gives a sink
+        )
         lost = asyncio.ensure_future(link.lost.wait())
         try:
             await asyncio.wait((sending, lost), return_when=asyncio.FIRST_COMPLETED)
@@ -472,7 +513,10 @@ def tagged(x: Exchange, headers: dict[str, str]) -> Exchange:
     if TAGS not in headers:
         return x
     try:
-        return replace(x, tags=labels.read(headers[TAGS]))
+        tags = labels.read(headers[TAGS])
+        if not RESERVED.isdisjoint(tags):
+            raise ValueError(f"{', '.join(sorted(RESERVED & tags.keys()))} is set by Noria alone")
+        return replace(x, tags=tags)
     except ValueError as e:
         raise RequestError(f"The header {TAGS} is wrong: {e}.", code="invalid_tags", param=TAGS) from None
 

@@ -8,19 +8,40 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from noria import __version__
-from noria.api import directory, files, keys, money, operate, refusal, render, responses
+from noria.api import (
+    cache,
+    datasets,
+    directory,
+    drift,
+    evaluations,
+    feedback,
+    files,
+    fleet,
+    jobs,
+    keys,
+    money,
+    operate,
+    refusal,
+    releases,
+    render,
+    responses,
+    training,
+)
+from noria.api.parameters import known
 from noria.api.permission import needed
 from noria.app.keeper import Keeper
 from noria.app.link import Heartbeat
+from noria.app.sharing import body_key
 from noria.contracts.error import NotFound, Unauthorized
 from noria.contracts.message import Message
 from noria.gateway.lease import Holding, Want
@@ -53,36 +74,55 @@ def build(keeper: Keeper) -> FastAPI:
         openapi_url="/api/openapi.json",
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(known)],
         responses={"4XX": {"model": refusal.ErrorBody}, 422: {"model": refusal.ErrorBody}},
     )
     refusal.install(app)
-    _guard(app, keeper)
+    app.add_middleware(_Guard, keeper=keeper)
     _console(app, keeper)
     _traces(app, keeper)
     keys.routes(app, keeper)
     directory.routes(app, keeper)
     money.routes(app, keeper)
+    cache.routes(app, keeper)
+    datasets.routes(app, keeper)
+    fleet.routes(app, keeper)
     _internal(app, keeper)
     responses.routes(app, keeper)
     files.routes(app, keeper)
+    jobs.routes(app, keeper)
+    releases.routes(app, keeper, RELAYED)
+    training.routes(app, keeper)
+    evaluations.routes(app, keeper)
+    feedback.routes(app, keeper)
+    drift.routes(app, keeper)
     operate.routes(app, keeper, RELAYED)
     return app
 
 
-def _guard(app: FastAPI, keeper: Keeper) -> None:
-    """Relayed calls to `/api` need an operator; `/internal` is for the socket's owner alone."""
+class _Guard:
+    """Relayed calls to `/api` need an operator; `/internal` is for the socket's owner alone. Plain ASGI: a function as
+    middleware costs each heartbeat two tasks and a queue.
+    """
 
-    @app.middleware("http")
-    async def authorise(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+    def __init__(self, app: ASGIApp, keeper: Keeper) -> None:
+        self._app = app
+        self._keeper = keeper
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = self._refused(Request(scope)) if scope["type"] == "http" else None
+        await (refused or self._app)(scope, receive, send)
+
+    def _refused(self, request: Request) -> Response | None:
         path = request.scope["path"]  # as routes are matched
         if RELAYED in request.headers:
             if path.startswith("/internal"):
                 return refusal.answer_of(NotFound("There is nothing here.", code="not_found"))
-            if path.startswith("/api/") and needed(path) != "open" and not _operator(request, keeper):
+            if path.startswith("/api/") and needed(path) != "open" and not _operator(request, self._keeper):
                 error = Unauthorized("The management API needs the admin token or a console session.", code="admin_required",
                                      hint="The token is in NORIA_HOME/admin.token.")  # fmt: skip
                 return refusal.answer_of(error)
-        return await call(request)
+        return None
 
 
 def _operator(request: Request, keeper: Keeper) -> bool:
@@ -144,7 +184,9 @@ def _traces(app: FastAPI, keeper: Keeper) -> None:
     @app.get("/api/traces/{id}")
     async def trace(id: str) -> dict[str, Any]:
         """One exchange, by its id or its trace id."""
-        return render.whole(await keeper.exchange(id))
+        found = await keeper.exchange(id)
+        said = await keeper.feedback.of(keeper.tenant, found.row.id)
+        return {**render.whole(found), "feedback": [feedback.shown(f) for f in said]}
 
 
 def _internal(app: FastAPI, keeper: Keeper) -> None:
@@ -152,7 +194,7 @@ def _internal(app: FastAPI, keeper: Keeper) -> None:
 
     @app.get("/internal/alive", include_in_schema=False)
     async def alive() -> Response:
-        return Response(status_code=204, headers={"x-noria-pid": str(os.getpid())})
+        return Response(status_code=204, headers={"x-noria-pid": str(os.getpid()), "x-noria-config": str(keeper.config)})
 
     @app.get("/internal/snapshot", include_in_schema=False)
     async def snapshot(after: str = "", wait: float = 0.0) -> Response:
@@ -160,12 +202,11 @@ def _internal(app: FastAPI, keeper: Keeper) -> None:
         if found is None:
             return Response(status_code=204)
         subject_key = await keeper.secret(keeper.tenant, "subjects")
-        return _msgpack({"snapshot": found, "subject_key": subject_key})
+        return _msgpack({"snapshot": found, "subject_key": subject_key, "cache": keeper.cache_url})
 
     @app.post("/internal/heartbeat", include_in_schema=False)
     async def heartbeat(request: Request) -> Response:
-        keeper.heard(msgspec.msgpack.decode(await request.body(), type=Heartbeat))
-        return Response(status_code=204)
+        return _msgpack(keeper.heard(msgspec.msgpack.decode(await request.body(), type=Heartbeat)))
 
     @app.get("/internal/conversation", include_in_schema=False)
     async def said(tenant: str, key: str, conversation: str) -> Response:
@@ -186,6 +227,10 @@ def _internal(app: FastAPI, keeper: Keeper) -> None:
     async def hold(request: Request) -> Response:
         tenant, holder, holdings, full = msgspec.msgpack.decode(await request.body(), type=tuple[str, str, list[Holding], bool])
         return _msgpack(await keeper.treasury.bank.hold(tenant, holder, holdings, full=full))
+
+    @app.get("/internal/cache-key", include_in_schema=False)
+    async def cache_key(tenant: str, subject: str = "") -> Response:
+        return _msgpack(body_key(await keeper.body_key(tenant, subject)))
 
     @app.post("/internal/login-code", include_in_schema=False)
     async def code() -> dict[str, str]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request, Response
-from pydantic import Field
+from msgspec.structs import replace
+from pydantic import Field, model_validator
 
 from noria.api.field import Strict, actor
 from noria.api.render import parse_filter
 from noria.app.invoice import Difference, compare, read_invoice
 from noria.app.keeper import Keeper
+from noria.app.limit_use import Use
 from noria.app.treasury import Standing, endpoints
-from noria.contracts.price import Price
+from noria.contracts.price import Price, begins
 from noria.contracts.release import Budget, Endpoint, Limit
 from noria.contracts.trace import Clause, Total
 from noria.kit.ids import uuid7
@@ -32,6 +36,14 @@ class NewBudget(Strict):
     alerts: list[Annotated[float, Field(gt=0, le=10)]] = Field([0.8, 1.0], max_length=20)
 
 
+class ChangedBudget(Strict):
+    """What is to change of a budget: only the fields that are there. Scope and window stay, and with them what is spent."""
+
+    usd: float = Field(0, ge=0, le=1e9)
+    hard: bool = True
+    alerts: list[Annotated[float, Field(gt=0, le=10)]] = Field([], max_length=20)
+
+
 class NewLimit(Strict):
     """How fast a scope may ask."""
 
@@ -41,6 +53,48 @@ class NewLimit(Strict):
     concurrent: int | None = Field(None, ge=1)
     queue_seconds: float = Field(0.0, ge=0, le=300)
     queue_size: int = Field(100, ge=1, le=10_000)
+
+    @model_validator(mode="after")
+    def _some(self) -> NewLimit:
+        if self.requests_per_minute is self.tokens_per_minute is self.concurrent is None:
+            raise ValueError("A limit needs `requests_per_minute`, `tokens_per_minute` or `concurrent`")
+        return self
+
+
+class LimitLease(Strict):
+    """What one worker has of a limit."""
+
+    worker: str
+    taken: int
+    free: int = Field(description="Of it, not used yet, by the worker's last report (each second).")
+
+
+class LimitUse(Strict):
+    """One unit of a limit now: `used` + `leased` + `left` is the limit, unless it was lowered."""
+
+    unit: Literal["requests", "tokens", "concurrent"]
+    limit: int
+    used: int = Field(description="Requests begun, tokens spent or set aside, requests under way.")
+    leased: int = Field(description="What workers of this node hold and have not used.")
+    left: int
+    elsewhere: int = Field(description="Of `used`: what other nodes have taken, and what workers that died had.")
+    resets: str | None = Field(description="When the minute ends, UTC; null for requests under way.")
+    resets_in_s: float | None
+    leases: list[LimitLease]
+
+
+class LimitStanding(Strict):
+    """A limit and how it stands."""
+
+    id: str
+    scope: str
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrent: int | None
+    queue_seconds: float
+    queue_size: int
+    source: str = Field(description="`api`, `key` or `noria.yaml`.")
+    use: list[LimitUse]
 
 
 class Invoice(Strict):
@@ -82,6 +136,18 @@ def _budgets(app: FastAPI, keeper: Keeper) -> None:
         await keeper.policies.add("budget", made.id, made, actor=actor(request))
         return _standing(await keeper.treasury.standing(made), keeper)
 
+    @app.patch("/api/budgets/{id}", tags=["money"])
+    async def change(id: str, body: ChangedBudget, request: Request) -> dict[str, Any]:
+        """Change a budget's money, hardness or alerts; those of noria.yaml are changed there, a key's with the key."""
+        given: dict[str, Any] = {n: getattr(body, n) for n in body.model_fields_set}
+        if "usd" in given:
+            given["nanousd"] = round(given.pop("usd") * 1e9)
+        if "alerts" in given:
+            given["alerts"] = tuple(sorted(given["alerts"]))
+        made = replace(keeper.treasury.find(id), **given)
+        await keeper.policies.change("budget", id, made, actor=actor(request))
+        return _standing(await keeper.treasury.standing(made), keeper)
+
     @app.delete("/api/budgets/{id}", status_code=204, tags=["money"])
     async def delete(id: str, request: Request) -> Response:
         """Take a budget away; those of noria.yaml are taken away there."""
@@ -91,16 +157,18 @@ def _budgets(app: FastAPI, keeper: Keeper) -> None:
 
 def _limits(app: FastAPI, keeper: Keeper) -> None:
     @app.get("/api/limits", tags=["money"])
-    async def limits() -> list[dict[str, Any]]:
-        """Every limit; a key's own rate stands with the key."""
-        return [_limit(x, keeper) for x in keeper.treasury.limits()]
+    async def limits(scope: str = "") -> list[LimitStanding]:
+        """Every limit and how it stands, the rates of keys that are used in this minute among them; `scope`: those of one scope,
+        used or not, or the one with this id.
+        """
+        return [await _limit(x, keeper) for x in keeper.treasury.limits(scope)]
 
     @app.post("/api/limits", status_code=201, tags=["money"])
-    async def create(body: NewLimit, request: Request) -> dict[str, Any]:
+    async def create(body: NewLimit, request: Request) -> LimitStanding:
         """A new limit, in force when this returns."""
         made = Limit("limit_" + uuid7(), **body.model_dump())
         await keeper.policies.add("limit", made.id, made, actor=actor(request))
-        return _limit(made, keeper)
+        return await _limit(made, keeper)
 
     @app.delete("/api/limits/{id}", status_code=204, tags=["money"])
     async def delete(id: str, request: Request) -> Response:
@@ -159,11 +227,37 @@ def _standing(s: Standing, keeper: Keeper) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _limit(x: Limit, keeper: Keeper) -> dict[str, Any]:
-    return {
-        "id": x.id, "scope": x.scope, "requests_per_minute": x.requests_per_minute, "tokens_per_minute": x.tokens_per_minute,
-        "concurrent": x.concurrent, "queue_seconds": x.queue_seconds, "queue_size": x.queue_size, "source": keeper.policies.source(x.id),
-    }  # fmt: skip
+async def _limit(x: Limit, keeper: Keeper) -> LimitStanding:
+    return LimitStanding(
+        id=x.id,
+        scope=x.scope,
+        requests_per_minute=x.requests_per_minute,
+        tokens_per_minute=x.tokens_per_minute,
+        concurrent=x.concurrent,
+        queue_seconds=x.queue_seconds,
+        queue_size=x.queue_size,
+        source=keeper.policies.source(x.id),
+        use=[_use(u) for u in await keeper.treasury.uses(x)],
+    )
+
+
+def _moment(ns: int) -> str:
+    return datetime.fromtimestamp(ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _use(u: Use) -> LimitUse:
+    now = time.time_ns()
+    return LimitUse(
+        unit=u.unit,
+        limit=u.limit,
+        used=u.used,
+        leased=u.leased,
+        left=u.left,
+        elsewhere=u.elsewhere,
+        resets=None if u.resets_ns is None else _moment(u.resets_ns),
+        resets_in_s=None if u.resets_ns is None else round(max(0, u.resets_ns - now) / 1e9, 3),
+        leases=[LimitLease(worker=x.worker, taken=x.taken, free=x.free) for x in u.leases],
+    )
 
 
 def _total(t: Total, by: list[str]) -> dict[str, Any]:
@@ -179,7 +273,7 @@ def _total(t: Total, by: list[str]) -> dict[str, Any]:
 def _price(e: Endpoint) -> dict[str, Any]:
     return {
         "name": e.name, "provider": e.vendor or e.provider, "model": e.model,
-        "price": None if e.price is None else _stated(e.price), "later": [_stated(p) for p in e.prices if e.price and p.since > e.price.since],
+        "price": None if e.price is None else _stated(e.price), "later": [_stated(p) for p in e.prices if e.price and (p.hours or begins(p.since) > begins(e.price.since)) and p != e.price],
     }  # fmt: skip
 
 

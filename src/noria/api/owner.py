@@ -8,6 +8,8 @@ from noria.contracts.exchange import Exchange
 from noria.contracts.release import Key
 
 OWNER = "x-noria-owner"
+UPLOAD = "x-noria-upload"
+"""Names the file that a worker has put the body into (`kit.upload`)."""
 
 
 def owner_header(x: Exchange, key: Key | None) -> tuple[str, str]:

@@ -25,6 +25,21 @@ FAMILIES: dict[str, Permission] = {
     "budgets": "operator",
     "limits": "operator",
     "cost": "operator",
+    "endpoints": "operator",
+    "cache": "operator",
+    "batches": "operator",
+    "files": "operator",
+    "jobs": "operator",
+    "releases": "operator",
+    "rollouts": "operator",
+    "artifacts": "operator",
+    "datasets": "operator",
+    "evaluations": "operator",
+    "suites": "operator",
+    "rows": "operator",
+    "exchanges": "operator",
+    "feedback": "operator",
+    "drift": "operator",
 }
 
 

@@ -92,7 +92,7 @@ def whole(found: Recorded) -> dict[str, Any]:
         "user": row.user,
         "tags": row.tags,
     }
-    request = _json(found.request)
+    request = body_of(found.request)
     answer = read_answer_body(found.answer, sse=row.answer_is_sse, dialect=spoken(row))
     return {
         "row": {**summary(row), **more},
@@ -113,12 +113,12 @@ def read_answer_body(answer: bytes | None, *, sse: bool, dialect: Dialect = "ope
     """A recorded answer as one JSON value; a stream is joined into the whole answer it gave."""
     if not answer:
         return None
-    return assemble_any(answer, dialect) if sse else _json(answer)
+    return assemble_any(answer, dialect) if sse else body_of(answer)
 
 
 def previews(request: bytes | None, answer: bytes | None, *, sse: bool, dialect: Dialect = "openai") -> dict[str, str]:
     """The first words of the last user turn and of the answer."""
-    asked = _json(request)
+    asked = body_of(request)
     given = read_answer_body(answer, sse=sse, dialect=dialect)
     if dialect != "openai" and isinstance(asked, dict | None) and isinstance(given, dict | None):
         return {
@@ -159,7 +159,8 @@ def cursor(row: ExchangeRow) -> str:
     return f"{row.started_ns}.{row.id}"
 
 
-def _json(data: bytes | None) -> Any:
+def body_of(data: bytes | None) -> Any:
+    """A recorded body as one JSON value; what is none is shown as it came."""
     if not data:
         return None
     try:

@@ -31,7 +31,8 @@ log = logging.getLogger("noria.batches")
 BATCH, QUEUE = "batch", "batches"
 LEASE_NS = 6 * 1_000_000_000
 RENEW = 2.0
-LOOK = 0.25
+LOOK = 1.0
+"""Seconds between looks for batches whose keeper is gone, or whose next try is due; a new one is seen at once."""
 AT_ONCE = 32
 """Batches that one keeper works on at a time."""
 _SECOND_NS = 1_000_000_000
@@ -57,6 +58,7 @@ class Batches:
         self._ending: set[str] = set()
         """Batches that were cancelled."""
         self._runs: dict[str, asyncio.Task[None]] = {}
+        self._put = asyncio.Event()
 
     # -- what callers ask ---------------------------------------------------------------------------
 
@@ -69,6 +71,12 @@ class Batches:
                 code="invalid_value",
                 param="input_file_id",
             )
+        if file.bytes > self._settings.max_input:
+            raise RequestError(
+                f"The input file has {file.bytes:,} bytes; a batch may have {self._settings.max_input:,}.",
+                code="file_too_large", param="input_file_id", status=413,
+                hint="Make several batches of it, or raise `batches.max_input` in noria.yaml.",
+            )  # fmt: skip
         still = [b for b in await self.list(owner) if b.status in OPEN]
         if len(still) >= self._settings.most_open:
             raise RequestError(
@@ -93,6 +101,7 @@ class Batches:
         fresh = Write(BATCH, name, msgspec.msgpack.encode(batch), expect=0)
         await self._records.commit(owner.tenant, [fresh], quiet=True)
         await self._queue.put(owner.tenant, QUEUE, batch.id, name.encode(), now_ns=now)
+        self._put.set()
         return batch
 
     async def get(self, owner: Owner, id: str) -> Batch:
@@ -102,9 +111,21 @@ class Batches:
             raise NotFound(f"No batch found with id '{id[:100]}'.", code="batch_not_found", param="batch_id")
         return msgspec.msgpack.decode(record.value, type=Batch)
 
+    async def every(self, tenant: str) -> list[Batch]:
+        """The batches of all owners, newest first."""
+        found = [b async for _, b in owned(self._records, tenant, BATCH, None, Batch)]
+        return sorted(found, key=lambda b: b.created_ns, reverse=True)
+
     async def list(self, owner: Owner) -> list[Batch]:
         """The batches of an owner, oldest first."""
         return [b async for _, b in owned(self._records, owner.tenant, BATCH, owner.scope, Batch)]
+
+    async def cancel_any(self, tenant: str, id: str) -> Batch:
+        """As `cancel`, whoever it belongs to. Raises `NotFound`."""
+        for batch in await self.every(tenant):
+            if batch.id == id:
+                return await self.cancel(Owner(tenant, batch.owner, batch.key), id)
+        raise NotFound(f"No batch found with id '{id[:100]}'.", code="batch_not_found", param="batch_id")
 
     async def cancel(self, owner: Owner, id: str) -> Batch:
         """Begin to end a batch: lines that were begun are finished. Raises `RequestError` where it is over already."""
@@ -151,7 +172,9 @@ class Batches:
                     await self._lease(tenant)
                 except StoreError as e:
                     log.warning("batches wait: %s", e)
-                await asyncio.sleep(LOOK)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._put.wait(), LOOK)
+                self._put.clear()
         finally:
             for task in list(self._runs.values()):
                 task.cancel()
@@ -224,8 +247,8 @@ class Batches:
         fresh = batch.status == "validating"
         lines: list[Line] = []
         errors = [BatchError("file_not_found", "The input file was deleted.", "input_file_id")]
-        data = await self._files.take(tenant, batch.input_file)
-        if data is not None:
+        with suppress(NotFound):
+            data = await self._files.content(owner, batch.input_file)
             lines, errors = await asyncio.to_thread(read_lines, data, batch.endpoint)
         if errors:
             failed: dict[str, Any] = {"status": "failed", "failed_ns": time.time_ns(), "errors": tuple(errors)}

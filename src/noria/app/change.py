@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from noria.app.definition import Definition, Live, apply, from_elsewhere, live_shares, stored_definition
+from noria.app.added import NOTHING, Registered, registered
+from noria.app.definition import Canary, Definition, Live, apply, from_elsewhere, live_shares, stored_definition
 from noria.contracts.error import ConfigError
 from noria.contracts.port import RecordStore
 from noria.contracts.release import App, Endpoint, Release
@@ -24,10 +25,20 @@ IN_FORCE_WITHIN = 5.0
 """Seconds in which every worker should serve a new configuration."""
 _SHOWN = 11
 """Characters of a hash for people."""
-_OWN = frozenset({"source", "apps", "embedders", "guards"})
+_OWN = frozenset({"source", "apps", "embedders", "guards", "rollouts"})
 """Fields of a definition that are shown in a form of their own."""
 _IN_DEFINITION = frozenset({"schema_url", "models", "prompts", "guards", "apps", *Definition.__struct_fields__})
-_LIVE_SERVE = frozenset({"hosts", "body_limit", "keys_required"})
+_LIVE = frozenset(
+    {
+        ("serve", "hosts"),
+        ("serve", "public_url"),
+        ("serve", "body_limit"),
+        ("serve", "keys_required"),
+        ("retention", "traces_days"),
+        ("files", "max_size"),
+    }
+)
+"""Settings of sections that are otherwise read at the start only."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -55,6 +66,14 @@ class Plan(msgspec.Struct, frozen=True):
         return all(c.verb in "=!" for c in self.changes)
 
 
+class Declared(Protocol):
+    """What is needed of `app.rollouts`."""
+
+    async def declare(self, declared: Mapping[str, Canary]) -> None:
+        """Begin the rollouts that a file declares."""
+        ...
+
+
 class Owner(Protocol):
     """What is needed of the keeper."""
 
@@ -69,6 +88,11 @@ class Owner(Protocol):
 
     async def refresh(self) -> None:
         """Build the snapshot anew and tell the workers."""
+        ...
+
+    @property
+    def rollouts(self) -> Declared:
+        """Who begins the rollouts that a file declares."""
         ...
 
     async def note(self, kind: str, actor: str, target: str, detail: dict[str, Any]) -> None:
@@ -119,6 +143,7 @@ class Changes:
                 shown = [str(c) for c in plan.changes if c.verb in "+-~"] or lines
                 await owner.note("config.applied", "operator", definition.source, {"changes": shown})
                 await owner.refresh()
+                await owner.rollouts.declare(definition.rollouts)
         return plan, await self._in_force()
 
     async def _read(self, file: Path | None) -> tuple[Loaded, Definition]:
@@ -136,7 +161,8 @@ class Changes:
         owner = self._owner
         before = await stored_definition(owner.records, owner.tenant)
         live = await live_shares(owner.records, owner.tenant)
-        changes = (*differences(before, definition, live), *restarts(self._started, loaded.settings))
+        known = await registered(owner.records, owner.tenant)
+        changes = (*differences(before, definition, live, known), *restarts(self._started, loaded.settings))
         return Plan(changes, owner.config)
 
     async def _in_force(self) -> list[dict[str, Any]]:
@@ -152,8 +178,13 @@ class Changes:
             await asyncio.sleep(0.05)
 
 
-def differences(before: Definition | None, after: Definition, live: Mapping[str, Live]) -> list[Change]:
-    """From the definition in force to another, by content: models, prompts, guards, apps with their releases, the rest."""
+def differences(
+    before: Definition | None, after: Definition, live: Mapping[str, Live], known: Registered = NOTHING
+) -> list[Change]:
+    """From the definition in force to another, by content: models, prompts, guards, apps with their releases, the rest.
+
+    `known` is what the registry has besides the file: it stays, and is told.
+    """
     old = before or Definition("", {})
     changes = [
         *_named("model", _endpoints(old), _endpoints(after)),
@@ -161,7 +192,8 @@ def differences(before: Definition | None, after: Definition, live: Mapping[str,
         *_named("guard", old.guards, after.guards),
     ]
     for name in sorted({*old.apps, *after.apps}):
-        changes += _app(name, old.apps.get(name), after.apps.get(name), live.get(name))
+        changes += _app(name, old.apps.get(name), after.apps.get(name), live.get(name), known)
+        changes += _rollout(name, old.rollouts.get(name), after.rollouts.get(name))
     for field in Definition.__struct_fields__:
         a, b = getattr(old, field), getattr(after, field)
         if field not in _OWN and a != b and (before is not None or b != _default(field)):
@@ -181,7 +213,7 @@ def restarts(started: Settings, now: Settings) -> list[Change]:
             continue
         for key, value in new[section].items():
             was = (old.get(section) or {}).get(key)
-            if was == value or (section == "serve" and key in _LIVE_SERVE) or (section, key) == ("retention", "traces_days"):
+            if was == value or (section, key) in _LIVE:
                 continue
             how = "stop and start Noria" if (section, key) in (("serve", "host"), ("serve", "port")) else "run `noria upgrade`"
             shown = "" if section == "stores" else f"{was} → {value}; "  # URLs may hold passwords
@@ -189,7 +221,14 @@ def restarts(started: Settings, now: Settings) -> list[Change]:
     return found
 
 
-def _app(name: str, old: App | None, new: App | None, live: Live | None) -> list[Change]:
+def _rollout(app: str, old: Canary | None, new: Canary | None) -> list[Change]:
+    if old == new:
+        return []
+    said = f"candidate {new.candidate}, steps {', '.join(f'{s:g}' for s in new.policy.steps)} %" if new else ""
+    return [Change("-" if new is None else "~" if old else "+", f"app {app}, rollout", said)]
+
+
+def _app(name: str, old: App | None, new: App | None, live: Live | None, known: Registered) -> list[Change]:
     what = f"app {name}"
     if new is None:
         return [Change("-", what)]
@@ -207,7 +246,10 @@ def _app(name: str, old: App | None, new: App | None, live: Live | None) -> list
             changes.append(Change("~", f"{what}, release {label}", f"{ids} ({', '.join(_fields(a, b))})"))
     own = [f for f in App.__struct_fields__ if f not in ("releases", "weights") and getattr(old, f) != getattr(new, f)]
     changes += [Change("~", what, field) for field in own]
-    if from_elsewhere(old, new, live) and live is not None:
+    for label in sorted(known.names(name) - set(new.releases)):
+        added = known.added[name][label]
+        changes.append(Change("=", f"{what}, release {label}", f"{added.release.id[:_SHOWN]} was made by {added.by} and stays"))
+    if from_elsewhere(old, new, live, known.names(name)) and live is not None:
         changes.append(Change("=", what, f"keeps its live shares {_shares(live.weights)}, which did not come from the file"))
     elif live is not None and live.weights != new.weights:
         changes.append(Change("~", what, f"shares {_shares(live.weights)} → {_shares(new.weights)}"))

@@ -6,23 +6,34 @@ RecordStore; a Snapshot is built from it alone, so a keeper that never saw the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
+from noria.app.added import ADDED, ALIAS, RETIRED, Registered, merged, place, registered
 from noria.app.pricing import of_today, today
-from noria.contracts.error import NotFound
+from noria.contracts.error import ConfigError, NotFound
+from noria.contracts.evaluation import Suite
 from noria.contracts.port import RecordStore, Write
 from noria.contracts.release import App, Budget, Endpoint, GuardRule, Key, Limit, Release, Snapshot
+from noria.contracts.rollout import RolloutPolicy
 from noria.kit.ids import digest
+from noria.release.registry import Added
 
 T = TypeVar("T")
 DEFINITION, LIVE, KEY, RELEASE = "definition", "live", "key", "release"
 BUDGET, LIMIT = "budget", "limit"
 CLOSED = ("access", "closed")
 """The record that says that a key has existed: from then on keys are asked for, also after the last one is revoked."""
+
+
+class Canary(msgspec.Struct, frozen=True):
+    """A rollout that the file declares: which release of an app is the candidate, and how it gets traffic."""
+
+    candidate: str
+    policy: RolloutPolicy
 
 
 class Definition(msgspec.Struct, frozen=True):
@@ -42,6 +53,12 @@ class Definition(msgspec.Struct, frozen=True):
     """Guard policies by name, with what their files say: for keys that name one, and for `/v1/moderations`."""
     passthrough: Endpoint | None = None
     """Who is asked what is passed through verbatim and names no model."""
+    file_limit: int = 512 * 1024 * 1024
+    public_url: str = ""
+    rollouts: dict[str, Canary] = {}
+    """By app."""
+    suites: dict[str, Suite] = {}
+    """By name; their datasets as the file names them (`name`, `name@d1:…`), resolved when one is run."""
 
 
 class Live(msgspec.Struct, frozen=True):
@@ -60,10 +77,13 @@ async def apply(records: RecordStore, tenant: str, definition: Definition) -> li
     """Store `definition` and the releases it names; what changed, as lines for people. One commit, or none.
 
     An app whose releases changed gets the shares that the definition gives, unless its live ones came from elsewhere
-    (`from_elsewhere`); rollouts come with the journey of a model. The same definition twice changes nothing.
+    (`from_elsewhere`). Where the file changes the candidate of a declared rollout that has been promoted, what was promoted
+    stays, under a name of its own, until the new one has earned the traffic. The same definition twice changes nothing.
+    Raises `ConfigError` where a release of the file has the name of another that was added while the service ran.
     """
     before = await stored_definition(records, tenant)
     live = await live_shares(records, tenant)
+    known = await registered(records, tenant)
     if before == definition:
         return []
     old_apps = before.apps if before else {}
@@ -72,16 +92,59 @@ async def apply(records: RecordStore, tenant: str, definition: Definition) -> li
     writes = [Write(DEFINITION, "current", msgspec.msgpack.encode(definition))]
     for name, app in definition.apps.items():
         writes += [Write(RELEASE, r.id, msgspec.msgpack.encode(r)) for r in app.releases.values()]
+        writes += _taken_over(app, known)
         if name in old_apps and _ids(old_apps[name]) == _ids(app) and old_apps[name].weights == app.weights:
             continue
         if name in old_apps:
             changes.append(f"~ app {name}: {', '.join(f'{r} {i[:11]}' for r, i in _ids(app).items())}")
-            if from_elsewhere(old_apps[name], app, live.get(name)):
+            kept = _kept(old_apps[name], app, live.get(name), definition.rollouts.get(name))
+            writes += kept
+            if kept or from_elsewhere(old_apps[name], app, live.get(name), known.names(name)):
                 continue
         writes.append(Write(LIVE, name, msgspec.msgpack.encode(Live(app.weights))))
-    writes += [Write(LIVE, name, None) for name in old_apps if name not in definition.apps]
+    for name in old_apps.keys() - definition.apps.keys():
+        writes += _gone(name, known)
     await records.commit(tenant, writes)
     return changes or ["~ settings"]
+
+
+def _taken_over(app: App, known: Registered) -> list[Write]:
+    """Records of added releases that the file declares now, too: they go. Raises `ConfigError` where it means another release."""
+    writes = []
+    for name, added in known.added.get(app.name, {}).items():
+        if name not in app.releases:
+            continue
+        if not added.retired_ns and added.release.id != app.releases[name].id:
+            raise ConfigError(
+                f"apps.{app.name}.releases.{name}: a release of this name was made by {added.by} and is another.",
+                hint="Give the one in the file another name, or retire the other: noria release retire.",
+            )
+        writes.append(Write(ADDED, place(app.name, name), None))
+    return writes
+
+
+def _kept(old: App, new: App, live: Live | None, canary: Canary | None) -> list[Write]:
+    """What keeps a promoted candidate in service while the file replaces it by another: traffic moves by rollout alone."""
+    if canary is None or live is None or canary.candidate not in old.releases:
+        return []
+    name = canary.candidate
+    was, now = old.releases[name], new.releases[name]
+    if was.id == now.id or not live.weights.get(name, 0.0):
+        return []
+    other = f"{name}-{was.id[3:9]}"
+    weights = {n: w for n, w in live.weights.items() if n != name and n in new.releases}
+    kept = Added(replace(was, name=other), 0, "apply", note=f"was {name} until the file changed it")
+    return [
+        Write(ADDED, place(new.name, other), msgspec.msgpack.encode(kept)),
+        Write(LIVE, new.name, msgspec.msgpack.encode(Live({**weights, other: live.weights[name], name: 0.0}))),
+    ]
+
+
+def _gone(app: str, known: Registered) -> list[Write]:
+    """Live state of an app that the file has no more."""
+    names = [(ADDED, known.added), (RETIRED, known.retired), (ALIAS, known.aliases)]
+    mine = [Write(kind, place(app, name), None) for kind, of in names for name in of.get(app, ())]
+    return [Write(LIVE, app, None), *mine]
 
 
 async def live_shares(records: RecordStore, tenant: str) -> dict[str, Live]:
@@ -89,11 +152,14 @@ async def live_shares(records: RecordStore, tenant: str) -> dict[str, Live]:
     return {r.id: msgspec.msgpack.decode(r.value, type=Live) for r in await records.scan(tenant, LIVE)}
 
 
-def from_elsewhere(old: App, new: App, live: Live | None) -> bool:
-    """Whether something else than the file has set an app's live shares, to releases that it still has: then they stay."""
+def from_elsewhere(old: App, new: App, live: Live | None, added: Collection[str] = ()) -> bool:
+    """Whether something else than the file has set an app's live shares, to releases that it still has: then they stay.
+
+    `added` are releases that the app has besides those of the file.
+    """
     if live is None or live.weights in (old.weights, new.weights):
         return False
-    return all(name in new.releases for name, share in live.weights.items() if share)
+    return all(name in new.releases or name in added for name, share in live.weights.items() if share)
 
 
 async def build_snapshot(records: RecordStore, tenant: str) -> Snapshot | None:
@@ -102,9 +168,9 @@ async def build_snapshot(records: RecordStore, tenant: str) -> Snapshot | None:
     definition = await stored_definition(records, tenant)
     if definition is None:
         return None
-    live = await live_shares(records, tenant)
+    live, known = await live_shares(records, tenant), await registered(records, tenant)
     apps = {
-        name: of_today(replace(app, weights=live[name].weights) if name in live else app)
+        name: of_today(merged(app, known, live[name].weights if name in live else app.weights))
         for name, app in definition.apps.items()
     }
     keys = in_force(await stored_keys(records, tenant), definition.guards)
@@ -123,6 +189,7 @@ async def build_snapshot(records: RecordStore, tenant: str) -> Snapshot | None:
         limits=(*definition.limits, *(await stored(records, tenant, LIMIT, Limit))),
         guards=definition.guards,
         passthrough=definition.passthrough,
+        file_limit=definition.file_limit,
     )
     content = msgspec.json.encode(snapshot, order="deterministic")
     return replace(snapshot, hash="c1:" + digest(content), revision=revision)

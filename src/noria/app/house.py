@@ -12,6 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from noria.app.aside import Moderators, passing
+from noria.contracts.evaluation import EVALUATOR, Pass
 from noria.contracts.exchange import Exchange
 from noria.contracts.port import Clock
 from noria.contracts.release import Endpoint, GuardRule, Release, Snapshot
@@ -19,7 +20,7 @@ from noria.contracts.stage import Check, Provider
 from noria.contracts.trace import ExchangeRow
 from noria.contracts.verdict import Ruling
 from noria.gateway import select
-from noria.gateway.admit import Admit
+from noria.gateway.admit import Admit, no_pass
 from noria.gateway.cache import Cache, Recall
 from noria.gateway.constraint import within
 from noria.gateway.limits import Limits
@@ -64,6 +65,7 @@ class Bench:
         is_session: Callable[[str], bool],
         spool: Callable[[ExchangeRow], None],
         metrics: Metrics,
+        passed: Callable[[str], Pass | None] = no_pass,
     ) -> None:
         self.home = home
         self.worker = worker
@@ -71,6 +73,7 @@ class Bench:
         self.limits = limits
         self.sessions = sessions
         self.is_session = is_session
+        self.passed = passed
         self.spool = spool
         self.metrics = metrics
         self.accounts: dict[str, Account] = {}
@@ -119,10 +122,12 @@ class WiredHouse:
         self.limits = bench.limits
         self._bench = bench
         self.embedders = {name: embedder_release(e) for name, e in snapshot.embedders.items()}
-        self.admit = Admit(snapshot, self.embedders, clock=bench.clock, is_session=bench.is_session)
+        self.admit = Admit(snapshot, self.embedders, clock=bench.clock, is_session=bench.is_session, passed=bench.passed)
         releases = [r for app in snapshot.apps.values() for r in app.releases.values()] + list(self.embedders.values())
         self.endpoints = [e for r in releases for e in r.route]
         bench.cache.keep_only(r.app for r in releases if r.caching is not None)
+        self.shares = any(r.caching is not None and r.caching.ttl > 0 and r.caching.shared_bytes > 0 for r in releases)
+        """Whether some app keeps answers that workers share."""
         self._rules: dict[tuple[str, str], Rules] = {}
         self._parts = {(r.app, r.name): self._wire(r) for r in releases}
         self._own = {k.guard_name: checks_of(k.guard) for k in snapshot.keys.values() if k.guard}
@@ -144,7 +149,7 @@ class WiredHouse:
 
     def open(self, x: Exchange) -> Account:
         """See `journeys.prompt.House`."""
-        account = self._bench.accounts[x.id] = Account(Stopwatch())
+        account = self._bench.accounts[x.id] = Account(Stopwatch(), x.started_ns)
         account.headers.append(self._config)
         return account
 
@@ -152,6 +157,8 @@ class WiredHouse:
         """See `journeys.prompt.House`."""
         release = x.release
         assert release is not None, "admit comes first"
+        if x.key is not None and x.key.id == EVALUATOR:
+            return self._evaluated(release)
         if x.key is not None and x.key.guard:
             return self._with_guard(release, x.key.guard_name)
         return self._parts[release.app, release.name]
@@ -167,6 +174,12 @@ class WiredHouse:
     def moderators(self, x: Exchange) -> tuple[Exchange, Sequence[Check]]:
         """See `journeys.moderation.ModerationHouse`."""
         return self._moderators.of(x)
+
+    def _evaluated(self, release: Release) -> Parts:
+        """The parts of a release for an evaluation: every item is really asked, and its text, which a dataset holds sealed, is not
+        recorded a second time.
+        """
+        return with_fields(self._parts[release.app, release.name], cache=None, record_bodies=False)
 
     def _with_guard(self, release: Release, name: str) -> Parts:
         """The parts of a release with the guard of a key behind its own; made once a pair."""

@@ -16,24 +16,38 @@ import msgspec
 from noria import __version__
 from noria.app.change import Changes
 from noria.app.clock import SystemClock
+from noria.app.datasets import Datasets
 from noria.app.definition import Definition, apply, build_snapshot, stored_definition
 from noria.app.depot import Depot
 from noria.app.directory import Directories
+from noria.app.drift import Drifts
+from noria.app.evaluating import Evaluations
+from noria.app.feedback import Feedbacks
 from noria.app.keyring import Keyring
 from noria.app.last_used import LastUsed
 from noria.app.link import Heartbeat
+from noria.app.model_process import adapter_of, told_by
 from noria.app.notice import idle
+from noria.app.otlp import Push
 from noria.app.policies import Policies
+from noria.app.probing import Probing
 from noria.app.recording import Recording
 from noria.app.registry import Registry, event
+from noria.app.releases import Releases
 from noria.app.responses import KeptResponses
+from noria.app.rollouts import Rollouts
+from noria.app.sharing import SharedAnswers
+from noria.app.training import Trainings
 from noria.app.treasury import Treasury
 from noria.contracts.error import Conflict, NotFound, StoreError, Unauthorized
 from noria.contracts.message import Message
-from noria.contracts.port import Counter, RecordStore, TraceStore, Write
-from noria.contracts.release import Key, Snapshot
+from noria.contracts.port import Counter, DatasetStore, RecordStore, TraceStore, Write
+from noria.contracts.release import Endpoint, Key, Snapshot
 from noria.contracts.trace import ExchangeRow, TraceQuery
+from noria.gateway.probed import Probed
+from noria.gateway.tenure import SharedCounter
 from noria.govern.access import Sessions
+from noria.kit.ids import keyed
 from noria.observe.trace import read_bodies
 
 log = logging.getLogger("noria.keeper")
@@ -44,6 +58,8 @@ FORGET_WORKER = 60.0
 """Seconds of silence after which a worker is no longer listed."""
 APPENDS = 16
 """Appends of a conversation that are remembered."""
+SUBJECT_DIGITS = 32
+"""Of the keyed hash that stands for a user (DESIGN §3a.4)."""
 MAX_KEPT = 400
 """Messages of one conversation kept at most, whatever a release replays."""
 
@@ -78,8 +94,12 @@ class Stores(msgspec.Struct):
     counters: Counter
     depot: Depot | None = None
     """Files and batches of callers."""
-    counters_own: bool = True
-    """Whether no other node counts with these counters, so that this node's traces can put them right."""
+    tenure: SharedCounter | None = None
+    """The counters, where other nodes count with them too."""
+    cache: SharedAnswers | None = None
+    """Answers that workers share."""
+    datasets: DatasetStore | None = None
+    """Dataset rows and versions."""
 
 
 class Keeper:
@@ -93,19 +113,34 @@ class Keeper:
         self.traces = stores.traces
         self.counters = stores.counters
         self.depot = stores.depot
+        self._cache = stores.cache
+        self.datasets = Datasets(stores.datasets, self.body_key) if stores.datasets is not None else None
         self.used = LastUsed(stores.records, tenant)
-        self.recording = Recording(home / "spool", stores.traces, self.body_key, seen=self.used.see)
+        self.recording = Recording(home / "spool", stores.traces, self.body_key, seen=self._seen)
+        self.feedback = Feedbacks(stores.records, stores.traces, self.body_key, self._subject_key, SystemClock())
         self.registry = Registry(stores.records, tenant, self.refresh)
         self.directories = Directories(self.registry)
         self.keyring = Keyring(self.registry, self.directories)
         self.responses = KeptResponses(stores.records, self.body_key)
         self.policies = Policies(self.registry, self.current)
+        self.releases = Releases(home, self.registry, self.current)
+        self.rollouts = Rollouts(self.registry, stores.traces, current=self.current, unready=self.unready)
+        self.rollouts.scores, self.feedback.news = self.feedback.scores, self.rollouts.news
         self.treasury = Treasury(
             home, self.recording, tenant=tenant, records=stores.records, traces=stores.traces,
-            counters=stores.counters, clock=SystemClock(), rebuilds=stores.counters_own,
+            counters=stores.counters, clock=SystemClock(), tenure=stores.tenure,
         )  # fmt: skip
+        self.trainings: Trainings | None = None
+        """Jobs that train models, where there is a runner for them."""
+        self.evaluations: Evaluations | None = None
+        """Runs suites against releases, where there are datasets."""
         self.changes: Changes | None = None
         """Plans and applies files; set by whoever knows how they are read."""
+        self.probes = Probing(home, tenant, SystemClock(), self.recording.add)
+        self.push: Push | None = None
+        """Tells a collector of this node's metrics, where one is configured."""
+        self.drift = Drifts(self, None, SystemClock())
+        """Watches whether traffic changes; runs jobs once somebody has given it a runner."""
         self._secrets: dict[str, bytes] = {}
         self._codes: dict[str, int] = {}
         self._snapshot: Snapshot | None = None
@@ -126,18 +161,29 @@ class Keeper:
                 await self.note("config.applied", "file", definition.source, {"changes": changes})
         self._snapshot = await build_snapshot(self.records, self.tenant)
         await self.treasury.adopt(self._snapshot)
+        self.probes.adopt(self._snapshot)
         applied = definition or await stored_definition(self.records, self.tenant)
-        self.treasury.webhook.url = applied.webhook if applied else ""
+        if applied is not None:
+            self.treasury.webhook.url, self.treasury.webhook.source = applied.webhook, applied.public_url
         self._tasks = [
             asyncio.create_task(self.treasury.run()),
             asyncio.create_task(self._follow()),
             asyncio.create_task(self.recording.run()),
             asyncio.create_task(self._age()),
             asyncio.create_task(self.used.run()),
+            asyncio.create_task(self.rollouts.run()),
+            asyncio.create_task(self.feedback.run(self.tenant)),
+            asyncio.create_task(self.drift.run()),
         ]
+        if applied is not None:
+            await self.rollouts.declare(applied.rollouts)
+        if self._cache is not None:
+            self._tasks.append(asyncio.create_task(self._cache.run()))
         if self.depot is not None:
             heard, snapshot = (lambda: list(self._workers.values())), (lambda: self._snapshot)
             self.depot.open(self.tenant, self.records, self.secret, heard, snapshot=snapshot)
+        if self.push is not None:
+            self.push.start()
         return changes
 
     async def leave(self) -> None:
@@ -151,6 +197,9 @@ class Keeper:
         """Take in what the spool still holds, then close the stores."""
         if self.depot is not None:
             await self.depot.close()
+        if self.push is not None:
+            await self.push.close()
+        await self.probes.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -159,6 +208,10 @@ class Keeper:
         except StoreError as e:
             log.error("the last traces stay in the spool until the next start: %s", e)
         await self.used.save()
+        if self._cache is not None:
+            await self._cache.close()
+        if self.datasets is not None:
+            await self.datasets.close()
         await self.traces.close()
         await self.counters.close()
         await self.records.close()
@@ -185,6 +238,7 @@ class Keeper:
                 await self.treasury.fold(int(dt.datetime(*oldest.timetuple()[:3], tzinfo=dt.UTC).timestamp()) * 1_000_000_000)
                 await self.traces.drop(self.tenant, oldest.isoformat())
                 await self.responses.expire(self.tenant, time.time_ns())
+                await self.feedback.expire(self.tenant, time.time_ns())
             except StoreError as e:
                 log.warning("sealing: %s", e)
             await asyncio.sleep(3600)
@@ -201,6 +255,7 @@ class Keeper:
             if fresh is not None and (self._snapshot is None or fresh.hash != self._snapshot.hash):
                 await self.treasury.adopt(fresh)
                 self._snapshot = fresh
+                self.probes.adopt(fresh)
                 self._fresh.notify_all()
 
     async def snapshot(self, after: str, wait: float) -> Snapshot | None:
@@ -245,6 +300,37 @@ class Keeper:
     async def body_key(self, tenant: str, subject: str) -> bytes:
         """The key of a body: the subject's where there is one, else the tenant's (DESIGN §3a.6)."""
         return await self.secret(tenant, f"subject:{subject}" if subject else "bodies")
+
+    async def _subject_key(self, tenant: str, _: str) -> bytes:
+        """What names of users are hashed with."""
+        return await self.secret(tenant, "subjects")
+
+    async def subject_of(self, user: str) -> str:
+        """The keyed hash that stands for a user (DESIGN §3a.4)."""
+        return keyed(await self.secret(self.tenant, "subjects"), user.encode())[:SUBJECT_DIGITS]
+
+    # -- cached answers -----------------------------------------------------------------------------
+
+    @property
+    def cache_url(self) -> str:
+        """Where workers share answers; empty where they do not. May hold a password."""
+        return self._cache.url if self._cache else ""
+
+    async def cached(self, tenant: str) -> dict[str, Any]:
+        """What is kept to be answered again."""
+        return await self._shared().show(tenant, self._snapshot, self.home / "metrics")
+
+    async def purge_cache(self, tenant: str, *, app: str = "", user: str = "", actor: str) -> int:
+        """Drop kept answers of an app, of a user, of both or all; how many were shared. An event tells of it, without the user."""
+        subject = await self.subject_of(user) if user else ""
+        dropped = await self._shared().purge(tenant, app, subject)
+        await self.note("cache.purged", actor, app or "*", {"subject": subject, "tenant": tenant, "dropped": dropped})
+        return dropped
+
+    def _shared(self) -> SharedAnswers:
+        if self._cache is None:
+            raise NotFound("This keeper has no shared cache.", code="no_cache")
+        return self._cache
 
     # -- keys ---------------------------------------------------------------------------------------
 
@@ -300,6 +386,11 @@ class Keeper:
         """One page of rows with their body ids, and how many match in all."""
         return await self.traces.list(self.tenant, query), await self.traces.count(self.tenant, query)
 
+    def _seen(self, rows: Sequence[ExchangeRow]) -> None:
+        """Rows were stored."""
+        self.used.see(rows)
+        self.feedback.see(rows)
+
     async def live(self) -> AsyncIterator[ExchangeRow | None]:
         """Rows as they are stored, from now on; None now and then while nothing happens."""
         async for row in self.recording.follow():
@@ -336,16 +427,19 @@ class Keeper:
             "models": models,
             "recorder": self.recording.state(),
             "workers": self.workers(),
+            "probes": self.probes.status(),
             "keys_required": bool(snapshot and (snapshot.keys or snapshot.keys_required)),
             "notices": self._notices(),
         }
 
-    def heard(self, heartbeat: Heartbeat) -> None:
-        """A worker lives, and says how it stands; or that it leaves."""
+    def heard(self, heartbeat: Heartbeat) -> tuple[Probed, ...]:
+        """A worker lives, and says how it stands; or that it leaves. It is told which endpoints probes hold out."""
         if heartbeat.leaving:
             self._workers.pop(heartbeat.worker, None)
         else:
             self._workers[heartbeat.worker] = (heartbeat, time.monotonic())
+            self.probes.begin()
+        return self.probes.told()
 
     def workers(self) -> list[dict[str, Any]]:
         """The workers heard of within the last minute, and how long ago that was."""
@@ -381,6 +475,9 @@ class Keeper:
         for name in without:
             text = f"The guard {name!r} is not configured any more: API keys that name it are refused."
             told.append({"level": "error", "code": "guard_missing", "text": text})
+        if self.push is not None and self.push.trouble:
+            text = f"Metrics cannot be pushed to the OTLP collector: {self.push.trouble}. The next push tells it all."
+            told.append({"level": "warning", "code": "otlp_push", "text": text})
         return told + self.treasury.notices()
 
     def models(self) -> list[dict[str, Any]]:
@@ -391,19 +488,19 @@ class Keeper:
         used = {e.name: e for a in snapshot.apps.values() for r in a.releases.values() for e in r.route}
         used |= snapshot.embedders
         return [
-            {"name": e.name, "provider": e.vendor or e.provider, "model": e.model, **self._state(e.provider, e.model)}
+            {"name": e.name, "provider": e.vendor or e.provider, "model": e.model, "adapter": adapter_of(e), **self._state(e)}
             for e in used.values()
         ]
 
-    def _state(self, provider: str, model: str) -> dict[str, str]:
-        if provider != "local":
+    def unready(self, endpoint: Endpoint) -> str:
+        """Why an endpoint cannot answer yet; empty where it can, as far as is known here."""
+        state = self._state(endpoint)
+        return "" if state["state"] == "ready" else f"{endpoint.name} is {state['state']}. {state['detail']}".strip()
+
+    def _state(self, endpoint: Endpoint) -> dict[str, str]:
+        if endpoint.provider != "local":
             return {"state": "ready", "detail": ""}
-        path = self.home / "run" / "models" / f"{model}.json"
-        try:
-            state = msgspec.json.decode(path.read_bytes())
-        except (OSError, msgspec.DecodeError):
-            return {"state": "absent", "detail": "not started"}
-        return {"state": str(state.get("state", "absent")), "detail": str(state.get("detail", ""))}
+        return told_by(self.home, endpoint.model, adapter_of(endpoint))
 
     async def note(self, kind: str, actor: str, target: str, detail: dict[str, Any]) -> None:
         """Keep an event of something that no other record changes with."""

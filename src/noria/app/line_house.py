@@ -146,7 +146,7 @@ class Finishing:
         assert x.release is not None
         endpoint = x.release.route[0]
         status, body = self._envelope.status, self._envelope.answer
-        account.endpoint = at_batch_price(endpoint)
+        account.endpoint = at_batch_price(endpoint, x.started_ns)
         error = "upstream_error" if status >= 400 else ""
         account.attempts.append(Attempt(endpoint.name, perf_counter_ns() - began, 1, status, error))
         if status >= 400:
@@ -154,9 +154,9 @@ class Finishing:
         return ModelReply(status, body)
 
 
-def at_batch_price(endpoint: Endpoint) -> Endpoint:
-    """The endpoint as a batch pays for it."""
-    price = endpoint.price
+def at_batch_price(endpoint: Endpoint, at_ns: int) -> Endpoint:
+    """The endpoint as a batch pays for it at a moment (Unix ns)."""
+    price = endpoint.price_at(at_ns)
     if price is None or price.batch == 1.0:
         return endpoint
     return replace(endpoint, price=replace(price, share=price.batch), prices=())

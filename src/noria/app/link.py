@@ -15,6 +15,7 @@ from noria.contracts.message import Message
 from noria.contracts.release import Snapshot
 from noria.gateway.health import Standing
 from noria.gateway.lease import Grant, Holding, Want
+from noria.gateway.probed import Probed
 from noria.ground.responses import Kept
 from noria.kit.http_client import HttpCallError, HttpClient
 from noria.kit.ids import uuid7
@@ -39,6 +40,8 @@ class Delivery(msgspec.Struct, frozen=True):
 
     snapshot: Snapshot
     subject_key: bytes
+    cache: str = ""
+    """URL of what workers share; may hold a password."""
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
@@ -84,16 +87,17 @@ class Link:
         self.holder = ""
         """See `gateway.lease.Leases`."""
 
-    async def beat(self, heartbeat: Heartbeat) -> None:
-        """Tell the keeper that this worker lives, and learn whether the keeper does (`lost`)."""
+    async def beat(self, heartbeat: Heartbeat) -> tuple[Probed, ...]:
+        """Tell the keeper that this worker lives; learn whether the keeper does (`lost`), and which endpoints probes hold out."""
         try:
-            await self._ask("POST", "/internal/heartbeat", msgspec.msgpack.encode(heartbeat), within=BEAT_WITHIN)
+            told = await self._ask("POST", "/internal/heartbeat", msgspec.msgpack.encode(heartbeat), within=BEAT_WITHIN)
         except StoreError:
             if not self.lost.is_set():
                 self._lost_at = monotonic()
             self.lost.set()
             raise
         self.lost.clear()
+        return msgspec.msgpack.decode(told, type=tuple[Probed, ...]) if told else ()
 
     async def _prompt(self, method: str, path: str, body: bytes = b"", *, within: float) -> bytes:
         """A call that a request waits for: not made at all while the keeper is away."""
@@ -155,6 +159,11 @@ class Link:
     async def forget(self, tenant: str, key_id: str, id: str) -> bool:
         """Delete a stored Response; whether this key had it."""
         return msgspec.msgpack.decode(await self._responses("forget", (tenant, key_id, id)), type=bool)
+
+    async def cache_key(self, tenant: str, subject: str) -> bytes:
+        """What seals cached answers of a subject, or of the tenant where that is empty."""
+        path = "/internal/cache-key?" + urlencode({"tenant": tenant, "subject": subject})
+        return msgspec.msgpack.decode(await self._prompt("GET", path, within=LEASE_WITHIN), type=bytes)
 
     async def _responses(self, what: str, given: tuple[Any, ...]) -> bytes:
         body, path = msgspec.msgpack.encode(given), f"/internal/responses/{what}"

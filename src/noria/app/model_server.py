@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from noria.app.model_process import Launch, Listening, main
+from noria.app.model_process import Adapter, Launch, Listening, main
 from noria.contracts.error import MissingDependency, NoriaError
 from noria.release import catalogue
 
@@ -77,10 +77,18 @@ def _parameters(xllamacpp: Any, launch: Launch) -> Any:
     params.endpoint_metrics = True  # numbers only: whether somebody is being answered
     params.verbosity = WARNINGS
     params.use_jinja = True
+    params.lora_init_without_apply = True  # a request says by which adapter it is answered, and how strongly; else by none
+    params.lora_adapters = [_adapter(xllamacpp, a) for a in launch.adapters]
     if launch.manifest.kind == "embedding":
         params.embedding = True
         params.n_ubatch = params.n_batch  # an embedded text must fit one batch
     return params
+
+
+def _adapter(xllamacpp: Any, adapter: Adapter) -> Any:
+    made = xllamacpp.CommonAdapterLoraInfo()
+    made.path, made.scale = str(adapter.path), 0.0
+    return made
 
 
 def _warm(launch: Launch, address: str) -> Listening:
@@ -91,6 +99,8 @@ def _warm(launch: Launch, address: str) -> Listening:
         _ask(launch, port, "POST", "/v1/embeddings", {"input": "a"})
     else:
         _ask(launch, port, "POST", "/v1/completions", {"prompt": "a", "max_tokens": 1})
+        for n in range(len(launch.adapters)):
+            _ask(launch, port, "POST", "/v1/completions", {"prompt": "a", "max_tokens": 1, "lora": [{"id": n, "scale": 1.0}]})
     caps = props.get("chat_template_caps") or {}
     return {
         "port": port,
@@ -98,6 +108,7 @@ def _warm(launch: Launch, address: str) -> Listening:
         "slots": props.get("total_slots"),
         "tools": bool(caps.get("supports_tools")),
         "images": bool((props.get("modalities") or {}).get("vision")),
+        "adapters": {a.id: n for n, a in enumerate(launch.adapters)},
     }
 
 

@@ -29,15 +29,23 @@ class Policies:
         detail = {"scope": made.scope}
         await self._registry.change([put(kind, id, made, expect=0)], (f"{kind}.created", actor, id, detail))
 
+    async def change(self, kind: Kind, id: str, made: Budget | Limit, *, actor: str) -> None:
+        """Store another in the place of one. Raises as `remove`."""
+        await self._ours(kind, id)
+        await self._registry.change([put(kind, id, made)], (f"{kind}.changed", actor, id, {"scope": made.scope}))
+
     async def remove(self, kind: Kind, id: str, *, actor: str) -> None:
         """Take one away. Raises `NotFound`; `RequestError` for what noria.yaml defines."""
+        await self._ours(kind, id)
+        await self._registry.change([Write(kind, id, None)], (f"{kind}.deleted", actor, id, {}))
+
+    async def _ours(self, kind: Kind, id: str) -> None:
         if await self._registry.records.get(self._registry.tenant, kind, id) is None:
             if id in self._ids(kind):
                 raise RequestError(
-                    f"The {kind} {id!r} is defined in noria.yaml.", code="defined_in_file", hint="Remove it there."
+                    f"The {kind} {id!r} is defined in noria.yaml.", code="defined_in_file", hint="Change it there."
                 )
             raise NotFound.nearest(kind, id, self._ids(kind), code=f"{kind}_not_found")
-        await self._registry.change([Write(kind, id, None)], (f"{kind}.deleted", actor, id, {}))
 
     def source(self, id: str) -> str:
         """Where a budget or limit comes from: `api`, `key` or `noria.yaml`."""

@@ -1,13 +1,14 @@
 """Prices of endpoints, resolved when a configuration is applied, never by a request: noria.yaml, else the price file, else
-the table that comes along (`gateway.prices`). Where a price has dates, a snapshot has that of its day.
+the table that comes along (`gateway.prices`). Where prices change with time, a snapshot has those of when it was made, to be
+shown and compared; an exchange costs what the price of its own beginning says (`Endpoint.price_at`).
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 from pydantic import ValidationError
 
 from noria.contracts.error import ConfigError
-from noria.contracts.price import Price, in_force
+from noria.contracts.price import Price
 from noria.contracts.release import App, Endpoint
 from noria.gateway.prices import Found, source
 from noria.kit.atomic import write_whole
@@ -28,12 +29,15 @@ OWN = frozenset({"local", "scripted"})
 """Providers whose models cost what noria.yaml says, or nothing that is known."""
 WITHIN = 60.0
 CACHE = "prices.json"
+FORMAT = 2
+"""Of what is kept there: raised where the table is read in another way."""
 Ask = tuple[str, str, str]
 
 
 class _Cached(msgspec.Struct):
     source: str
     found: dict[str, Found]
+    format: int = 1
 
 
 def priced(route: Mapping[str, Endpoint], home: Path, price_file: str | None) -> dict[str, Endpoint]:
@@ -55,19 +59,19 @@ def ask(e: Endpoint) -> Ask:
     return (e.vendor or e.provider, e.model, e.url)
 
 
-def today(e: Endpoint, day: str | None = None) -> Endpoint:
-    """The endpoint with the price of a day (of today, UTC)."""
+def today(e: Endpoint, at_ns: int | None = None) -> Endpoint:
+    """The endpoint with the price of a moment (Unix ns; of now)."""
     if not e.prices:
         return e
-    price = in_force(e.prices, day or dt.datetime.now(dt.UTC).date().isoformat())
+    price = e.price_at(time.time_ns() if at_ns is None else at_ns)
     return e if price == e.price else replace(e, price=price)
 
 
-def of_today(app: App, day: str | None = None) -> App:
-    """The app with the prices of a day: no part of a release's id, so that a dearer model is no other release."""
+def of_today(app: App, at_ns: int | None = None) -> App:
+    """The app with the prices of a moment: no part of a release's id, so that a dearer model is no other release."""
     changed = {}
     for name, release in app.releases.items():
-        route = tuple(today(e, day) for e in release.route)
+        route = tuple(today(e, at_ns) for e in release.route)
         if route != release.route:
             changed[name] = replace(release, route=route)
     return replace(app, releases={**app.releases, **changed}) if changed else app
@@ -125,8 +129,8 @@ def _kept(home: Path) -> _Cached:
     try:
         kept = msgspec.json.decode((home / "run" / CACHE).read_bytes(), type=_Cached)
     except (OSError, msgspec.MsgspecError):
-        return _Cached(source(), {})
-    return kept if kept.source == source() else _Cached(source(), {})
+        kept = _Cached("", {})
+    return kept if (kept.source, kept.format) == (source(), FORMAT) else _Cached(source(), {}, FORMAT)
 
 
 def _keep(home: Path, kept: _Cached) -> None:

@@ -20,6 +20,7 @@ WITHIN = 5.0
 SKEW = 60.0
 """Seconds by which two clocks may differ unremarked: tokens and signatures of many vendors end within minutes."""
 ANTHROPIC = "https://api.anthropic.com"
+GOOGLE = "https://generativelanguage.googleapis.com"
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -34,6 +35,8 @@ class Finding(msgspec.Struct, frozen=True):
 
 def base_url(endpoint: Endpoint) -> str:
     """Where the endpoint's models are listed; empty for those that run here."""
+    if endpoint.provider == "gemini":
+        return (endpoint.url or GOOGLE).rstrip("/").removesuffix("/v1beta") + "/v1beta"
     if endpoint.provider == "anthropic":
         return (endpoint.url or ANTHROPIC).rstrip("/").removesuffix("/v1") + "/v1"
     if endpoint.url:
@@ -58,7 +61,7 @@ async def probe(endpoint: Endpoint) -> list[Finding]:
         return []  # told with the configuration
     client = HttpClient(url, connect_timeout=WITHIN, first_timeout=WITHIN, idle_timeout=WITHIN, total_timeout=2 * WITHIN)
     try:
-        status, headers, body = await client.send("GET", "/models", _credentials(endpoint, secret), b"")
+        status, headers, body = await client.send("GET", "/models", credentials(endpoint, secret), b"")
     except HttpCallError as e:
         return [_unreachable(who, url, e)]
     finally:
@@ -66,7 +69,10 @@ async def probe(endpoint: Endpoint) -> list[Finding]:
     return [_judged(who, endpoint, status, body), *_skew(who, headers)]
 
 
-def _credentials(endpoint: Endpoint, secret: str) -> list[tuple[str, str]]:
+def credentials(endpoint: Endpoint, secret: str) -> list[tuple[str, str]]:
+    """The headers by which an endpoint knows us."""
+    if endpoint.provider == "gemini":
+        return [("x-goog-api-key", secret)] if secret else []
     if endpoint.provider == "anthropic":
         return [("x-api-key", secret), ("anthropic-version", "2023-06-01")] if secret else []
     if not secret:

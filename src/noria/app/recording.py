@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from noria.contracts.error import StoreError
 from noria.contracts.port import TraceStore
 from noria.contracts.trace import ExchangeRow
+from noria.kit.priority import yield_to_others
 from noria.kit.spool import SpoolReader
 from noria.observe.poison import PoisonBox
-from noria.observe.trace import KeySource, Recorder, store_again
+from noria.observe.trace import Desk, KeySource, Recorder, store_again
 
 Seen = Callable[[Sequence[ExchangeRow]], None]
 """Is told of every row that was stored; must be quick."""
@@ -37,13 +39,14 @@ class Recording:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._readers: set[asyncio.Queue[ExchangeRow | None]] = set()
         self._ended = False
+        self._desk = Desk(ThreadPoolExecutor(1, "noria-recorder", initializer=yield_to_others))
 
     async def run(self) -> None:
         """Record until cancelled."""
         await store_again(self._aside, self._store, self._key)
         try:
             while True:
-                for spool in await asyncio.to_thread(self._reader.spools):
+                for spool in self._reader.spools():  # a folder of a few names: no work for a thread
                     if spool not in self._tasks:
                         self._tasks[spool] = asyncio.create_task(self._recorder(spool).run())
                 await asyncio.sleep(LOOK)
@@ -62,19 +65,22 @@ class Recording:
 
     async def level(self, within: float = 10.0) -> None:
         """Returns when everything that the spools held at the call is stored. Raises `StoreError` after `within` seconds."""
-        spools = await asyncio.to_thread(self._reader.spools)
-        waiting = [(r := self._recorder(s), self._reader.tail(s), r.looks) for s in spools]
+        waiting = [(r := self._recorder(s), self._reader.tail(s), r.looks) for s in self._reader.spools()]
         end = asyncio.get_running_loop().time() + within
         # two empty looks since: what is left (a record torn by a crash) is nothing that can be read
         while waiting := [(r, tail, looks) for r, tail, looks in waiting if not r.passed(tail) and r.looks < looks + 2]:
             if asyncio.get_running_loop().time() > end:
                 raise StoreError(f"The recorder is more than {within:g} s behind.", code="recorder_behind")
+            for recorder, _, _ in waiting:
+                recorder.hurry()
             await asyncio.sleep(0.02)
 
     def _recorder(self, spool: str) -> Recorder:
         found = self._recorders.get(spool)
         if found is None:
-            found = self._recorders[spool] = Recorder(self._reader, spool, self._store, self._key, told=self._stored)
+            found = self._recorders[spool] = Recorder(
+                self._reader, spool, self._store, self._key, told=self._stored, desk=self._desk
+            )
         return found
 
     def _stored(self, rows: Sequence[ExchangeRow]) -> None:
@@ -88,6 +94,11 @@ class Recording:
                 if queue.full():
                     queue.get_nowait()
                 queue.put_nowait(row)
+
+    async def add(self, row: ExchangeRow) -> None:
+        """Store an exchange of the keeper's own. Raises `StoreError`."""
+        await self._store.append(row.tenant, [(row, "", "")], [], None)
+        self._stored([row])
 
     def end_live(self) -> None:
         """End every live reader, and each that comes later, at once."""

@@ -10,7 +10,8 @@ import msgspec
 from noria.contracts.error import StoreError
 from noria.contracts.port import RecordStore, Write
 from noria.ground.responses import MAX_REFERRED, Kept
-from noria.observe.trace import KeySource, Vault
+from noria.observe.trace import KeySource
+from noria.observe.vault import Vault
 
 RESPONSE = "response"
 DAY_NS = 86_400 * 1_000_000_000

@@ -4,35 +4,49 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
 from noria.app.change import Changes
-from noria.app.definition import Definition, stored_definition, with_ids
+from noria.app.clock import SystemClock
+from noria.app.definition import Canary, Definition, stored_definition, with_ids
 from noria.app.depot import Depot
+from noria.app.evaluating import Evaluations
 from noria.app.house import identify
 from noria.app.keeper import Keeper, Stores
 from noria.app.link import APPLIED
+from noria.app.otlp import Push
 from noria.app.pricing import priced
+from noria.app.sharing import SharedAnswers
 from noria.app.supervisor import Operate, Plan
-from noria.contracts.error import ConfigError, NotFound
-from noria.contracts.port import BlobStore, Counter, Queue, RecordStore, TraceStore
+from noria.app.training import Trainings
+from noria.contracts.error import ConfigError, MissingDependency, NotFound
+from noria.contracts.port import BlobStore, CacheStore, Counter, DatasetStore, JobRunner, Queue, RecordStore, TraceStore
 from noria.contracts.release import App, Endpoint, GuardRule
 from noria.contracts.stage import Check
+from noria.gateway.tenure import SharedCounter
 from noria.govern.access import Sessions, admin_token
 from noria.kit import extension
 from noria.kit.atomic import write_whole
+from noria.kit.ids import uuid7
 from noria.release import catalogue
 from noria.settings import InvalidSettings, Loaded, apps, default, endpoints, guards, home, load, loads, store_urls
+from noria.settings.evaluate import suites
 from noria.settings.money import budgets, limits
+from noria.settings.tree import ServeSettings
 
 log = logging.getLogger("noria.stores")
 T = TypeVar("T")
 OF_THIS_NODE = frozenset({"memory", "sqlite"})
 """Engines of counters that other nodes cannot reach."""
-PORTS: dict[str, type] = {"records": RecordStore, "traces": TraceStore, "counters": Counter, "queue": Queue, "blobs": BlobStore}
+PORTS: dict[str, type] = {
+    "records": RecordStore, "traces": TraceStore, "counters": Counter, "queue": Queue, "blobs": BlobStore, "cache": CacheStore,
+    "datasets": DatasetStore, "jobs": JobRunner,
+}  # fmt: skip
 
 
 def load_settings(path: Path | None) -> Loaded:
@@ -54,14 +68,24 @@ def define(loaded: Loaded) -> Definition:
         apps=made,
         embedders={n: e for n, e in route.items() if settings.models[n].kind == "embedding"},
         keys_required=settings.serve.keys_required == "always" or settings.serve.host not in ("127.0.0.1", "localhost", "::1"),
-        hosts=tuple(h.lower() for h in settings.serve.hosts),
+        hosts=_hosts(settings.serve),
         body_limit=settings.serve.body_limit,
         budgets=budgets(settings.budgets),
         limits=limits(settings.limits),
         webhook=settings.alerts.webhook or "",
         guards={name: tuple(_content(rule) for rule in rules) for name, rules in guards(settings).items()},
         passthrough=route[settings.serve.passthrough] if settings.serve.passthrough else None,
+        file_limit=settings.files.max_size,
+        public_url=settings.serve.public_url or "",
+        suites=suites(settings.suites),
+        rollouts={n: Canary(a.rollout.canary, a.rollout.policy()) for n, a in settings.apps.items() if a.rollout},
     )
+
+
+def _hosts(serve: ServeSettings) -> tuple[str, ...]:
+    """The names that are served besides the loopback ones."""
+    public = urlsplit(serve.public_url).hostname if serve.public_url else None
+    return tuple(dict.fromkeys(h.lower() for h in (*serve.hosts, *([public] if public else ()))))
 
 
 def _without_files(app: App) -> App:
@@ -89,6 +113,7 @@ def _pinned(endpoint: Endpoint) -> Endpoint:
 
 def plan(loaded: Loaded, config: Path | None, *, port: int | None, workers: int | None) -> tuple[Plan, list[str]]:
     """What `noria up` runs, and the local models that are named but not installed."""
+    can_store(loaded)
     serve = loaded.settings.serve
     local = [e for e in endpoints(loaded.settings).values() if e.provider == "local"]
     have = catalogue.installed(home())
@@ -102,6 +127,7 @@ def plan(loaded: Loaded, config: Path | None, *, port: int | None, workers: int 
         workers=workers or serve.workers,
         models=tuple(here.values()),
         operate=Operate(**loaded.settings.operate.model_dump()),
+        public_url=serve.public_url or "",
     )
     return made, missing
 
@@ -112,12 +138,34 @@ async def open_keeper(here: Path, config: Path | None) -> Keeper:
     urls = store_urls(loaded.settings, here)
     files, batches = loaded.settings.files, loaded.settings.batches
     depot = Depot(here, _open(urls, "queue"), _open(urls, "blobs"), files, batches)
-    own = urls["counters"].partition("://")[0] in OF_THIS_NODE
-    stores = Stores(_open(urls, "records"), _open(urls, "traces"), _open(urls, "counters"), depot, counters_own=own)
+    counters, shared = _counters(urls, here)
+    cache = SharedAnswers(_open(urls, "cache"), urls["cache"])
+    stores = Stores(
+        _open(urls, "records"),
+        _open(urls, "traces"),
+        counters,
+        depot,
+        tenure=shared,
+        cache=cache,
+        datasets=_open(urls, "datasets"),
+    )
     keeper = Keeper(here, stores, Sessions(admin_token(here)))
     keeper.keep_days = loaded.settings.retention.traces_days
     keeper.responses.days = loaded.settings.retention.responses_days
+    keeper.feedback.days = loaded.settings.retention.feedback_days
+    keeper.drift.jobs = _open(urls, "jobs")
+    keeper.releases.find_model = partial(_find_model, config)
     keeper.changes = Changes(keeper, loaded, config, load=load_settings, define=define)
+    if keeper.datasets is not None:
+        runner = _open(urls, "jobs")
+        keeper.evaluations = Evaluations(
+            here, keeper.registry, datasets=keeper.datasets, jobs=runner, files=lambda: depot.files,
+            current=keeper.current, secret=lambda: keeper.secret(keeper.tenant, "subjects"),
+        )  # fmt: skip
+        keeper.trainings = Trainings(here, keeper.tenant, runner, keeper.datasets, keeper.note)
+        keeper.trainings.settings = loaded.settings.train
+    if loaded.settings.metrics.otlp is not None:
+        keeper.push = Push(here, loaded.settings.metrics.otlp)
     stored = await stored_definition(stores.records, keeper.tenant)
     # a keeper that is started again does not apply: names resolve when the service starts and at `apply` (DESIGN §3a.2)
     again = (here / "run" / APPLIED).exists()
@@ -126,6 +174,32 @@ async def open_keeper(here: Path, config: Path | None) -> Keeper:
     with suppress(OSError):
         (here / "run" / APPLIED).touch()
     return keeper
+
+
+def _find_model(config: Path | None, name: str) -> Endpoint | None:
+    """A model of noria.yaml by name, as it would be served; None where there is none."""
+    settings = load_settings(config).settings
+    found = endpoints(settings).get(name)
+    return priced({name: _pinned(found)}, home(), settings.price_file)[name] if found else None
+
+
+def _counters(urls: dict[str, str], here: Path) -> tuple[Counter, SharedCounter | None]:
+    """The counters; the second is the first again where other nodes can reach them, too."""
+    counters = _open(urls, "counters")
+    if urls["counters"].partition("://")[0] in OF_THIS_NODE:
+        return counters, None
+    alone = extension.engine("memory").serves[Counter]("memory://")
+    shared = SharedCounter(counters, alone, SystemClock(), node=_node(here))
+    return shared, shared
+
+
+def _node(here: Path) -> str:
+    """Which node this is among those that share counters: as long as its NORIA_HOME lives."""
+    path = here / "node.id"
+    with suppress(FileNotFoundError):
+        return path.read_text().strip()
+    write_whole(path, uuid7().encode())
+    return path.read_text().strip()
 
 
 def _good(here: Path, config: Path | None) -> Loaded:
@@ -145,23 +219,37 @@ def _good(here: Path, config: Path | None) -> Loaded:
 
 
 def _open(urls: dict[str, str], store: str) -> Any:
-    """The engine of a store's URL. Raises `ConfigError` that names the engines which can serve it."""
-    url, port = urls[store], PORTS[store]
-    scheme = url.partition("://")[0].partition("+")[0]
-    scheme = {"postgresql": "postgres"}.get(scheme, scheme)
+    """A store, open."""
+    return _maker(urls[store], store)(urls[store])
+
+
+def can_store(loaded: Loaded) -> None:
+    """Whether the engine of each store is there and serves it, as far as the file tells. Raises `ConfigError`, `NotFound`."""
+    for store, url in loaded.settings.stores.model_dump().items():
+        if "://" in url:
+            _maker(url, store)
+
+
+def _maker(url: str, store: str) -> Any:
+    """What opens a store. Raises `ConfigError` that names the engines which can, `MissingDependency`, `NotFound`."""
+    scheme, port = extension.scheme(url), PORTS[store]
     maker = extension.engine(scheme).serves.get(port)
     if maker is None:
-        able = [i for i in extension.ids("engines") if port in extension.engine(i).serves]
+        able = []
+        for name in extension.ids("engines"):
+            with suppress(MissingDependency):
+                able += [name] if port in extension.engine(name).serves else []
         raise ConfigError(
             f"The engine {scheme!r} cannot serve {port.__name__}.",
             where=f"stores.{store}",
             hint=f"These can: {', '.join(able)}.",
         )
-    return maker(url)
+    return maker
 
 
 def summary_of(loaded: Loaded) -> dict[str, Any]:
     """What a configuration defines, for `noria validate`."""
+    can_store(loaded)
     definition = define(loaded)
     return {
         "apps": [

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ ANSWER_WITHIN = 3.0
 """Seconds in which a keeper that is well answers a question about itself."""
 START_WITHIN = 30.0
 """Seconds in which a new process must serve; else the old one stays."""
+MODEL_WITHIN = 300.0
+"""The same for a model's server, which may have gigabytes to read."""
 LAST_THINGS = 5.0
 """Seconds that a worker has after its drain to settle, give back leases and flush its spool."""
 SIDES = ("", *"bcdefgh")
@@ -59,6 +61,7 @@ class Plan(msgspec.Struct, frozen=True):
     models: tuple[Endpoint, ...]
     """Local models to serve."""
     operate: Operate = Operate()
+    public_url: str = ""
 
 
 class House:
@@ -77,6 +80,8 @@ class House:
         self._sides: list[str] = []
         self._watching: asyncio.Task[None] | None = None
         self._configuration = ""
+        self._generations: set[asyncio.Task[None]] = set()
+        self._one_generation = asyncio.Lock()
 
     async def start(self, inherited: Inherited | None = None) -> None:
         """Bind, then start everything; returns when the keeper answers and the workers serve."""
@@ -107,6 +112,9 @@ class House:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+        for task in [*self._generations]:
+            task.cancel()
+        await asyncio.gather(*self._generations, return_exceptions=True)
         names = self.children.names()
         await asyncio.gather(*(self.children.stop(n) for n in names if n.startswith("worker-")))
         await asyncio.gather(*(self.children.stop(n) for n in names if n.startswith("model-")))
@@ -209,7 +217,7 @@ class House:
             await asyncio.sleep(min(2.0, silent / 4))
             pid = self.children.pid("keeper")
             try:
-                status = await self.status()
+                status = await self._news()
             except (HttpCallError, msgspec.MsgspecError, KeyError):
                 if pid is None or self.children.state("keeper")[0] != "running":
                     watch.answered()  # it is starting, or started again already: that has its own clock
@@ -221,7 +229,13 @@ class House:
                     self.tell(f"keeper: killed {PER_HOUR} times within an hour for not answering; left alone now")
                 continue
             watch.answered()
-            await self._models_of(status)
+            if status:
+                await self._models_of(status)
+
+    async def _news(self) -> dict[str, Any]:
+        """What the keeper says of the service where its configuration is another than last time; else nothing."""
+        _, headers, _ = await ask(self.plan.home, "GET", "/internal/alive", within=ANSWER_WITHIN)
+        return {} if ("x-noria-config", self._configuration) in headers else await self.status()
 
     async def _models_of(self, status: dict[str, Any]) -> None:
         """Start and stop local models after the configuration has changed."""
@@ -229,22 +243,57 @@ class House:
         if config == self._configuration:
             return
         first, self._configuration = not self._configuration, config
-        used = {m["model"]: m["name"] for m in status["models"] if m["provider"] == "local"}
-        running = {n.removeprefix("model-") for n in self.children.names() if n.startswith("model-")}
+        local = [m for m in status["models"] if m["provider"] == "local"]
+        used = {m["model"]: m["name"] for m in reversed(local)}
+        adapters: dict[str, set[str]] = {m["model"]: set() for m in local}
+        for m in local:
+            adapters[m["model"]] |= {m["adapter"]} if m.get("adapter") else set()
+        running = self._served()
         for model, name in used.items():
-            argv = next((a for a in map(self._model_argv, (model,)) if a), None)
-            served = any(argv == c.argv for n in running if (c := self.children.child(f"model-{n}")))
-            if argv and not served and name not in running:
+            argv = self._model_argv(model, sorted(adapters[model]))
+            if not argv:
+                continue
+            if model not in running and f"model-{name}" not in self.children.names():
                 self.tell(f"model-{name}: the configuration names it; starting")
                 self.children.start(self._model_child(name, argv))
+            elif model in running and argv != self._argv_of(running[model]):
+                self._begin_generation(self._model_child(running[model].removeprefix("model-"), argv))
         if first:
             return
-        wanted = {argv for model in used if (argv := self._model_argv(model))}
-        for name in running:
-            child = self.children.child(f"model-{name}")
-            if child and child.argv not in wanted:
-                self.tell(f"model-{name}: no app uses it any more; stopping")
-                await self.children.stop(f"model-{name}")
+        for model, child in running.items():
+            if model not in used:
+                self.tell(f"{child}: no app uses it any more; stopping")
+                await self.children.stop(child)
+
+    def _served(self) -> dict[str, str]:
+        """Local models that have a server: model → child."""
+        names = [n for n in self.children.names() if n.startswith("model-")]
+        found = {}
+        for name in names:
+            argv = self._argv_of(name)
+            if "--model-id" in argv:
+                found[argv[argv.index("--model-id") + 1]] = name
+        return found
+
+    def _argv_of(self, name: str) -> tuple[str, ...]:
+        child = self.children.child(name)
+        return child.argv if child else ()
+
+    def _begin_generation(self, child: Child) -> None:
+        """Have another generation of a model's server take over: it starts beside the present one, which ends when it has
+        answered everybody, and stays where the new one does not come up (its status says why).
+        """
+        task = asyncio.create_task(self._generation(child))
+        self._generations.add(task)
+        task.add_done_callback(self._generations.discard)
+
+    async def _generation(self, child: Child) -> None:
+        async with self._one_generation:
+            if self._argv_of(child.name) == child.argv:
+                return
+            self.tell(f"{child.name}: another set of adapters; starting a second generation")
+            if not await self.children.replace(child, MODEL_WITHIN, wait=False, once=True):
+                self.tell(f"{child.name}: the new generation did not come up, the old one stays; see logs/{child.name}.log")
 
     def keeper(self) -> Child:
         """The keeper as a child."""
@@ -264,9 +313,9 @@ class House:
         argv = command(self.plan.home, manifest_of(self.plan.home, endpoint.model))
         return self._model_child(endpoint.name, argv)
 
-    def _model_argv(self, model: str) -> tuple[str, ...]:
+    def _model_argv(self, model: str, adapters: Sequence[str] = ()) -> tuple[str, ...]:
         try:
-            return command(self.plan.home, manifest_of(self.plan.home, model))
+            return command(self.plan.home, manifest_of(self.plan.home, model), adapters=adapters)
         except NoriaError:
             return ()  # not installed: the apps that need it say so
 

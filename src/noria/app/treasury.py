@@ -11,10 +11,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from noria.app.limit_use import Use, uses_of
 from noria.app.recording import Recording
 from noria.app.registry import event, put
 from noria.app.webhook import Webhook
@@ -22,8 +24,10 @@ from noria.contracts.error import Conflict, NotFound, StoreError
 from noria.contracts.port import Clock, Counter, RecordStore, TraceStore
 from noria.contracts.release import Budget, Endpoint, Key, Limit, Snapshot
 from noria.contracts.trace import Clause, ExchangeRow
-from noria.gateway.bank import BUDGET, Bank
+from noria.gateway.bank import BUDGET, Bank, Tenure
 from noria.gateway.budget import account_of, orphan_row, own_budget
+from noria.gateway.limits import account_of as account_of_limit
+from noria.gateway.limits import minute_end, own_limit
 from noria.gateway.window import FOREVER, Window, window_of
 from noria.kit import slots
 
@@ -67,7 +71,7 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class Treasury:
-    """One a keeper. `rebuilds`: whether the counters are this node's alone, so that its ledger can put them right."""
+    """One a keeper. `tenure` is given where other nodes share the counters; else its ledger puts them right."""
 
     def __init__(
         self,
@@ -79,7 +83,7 @@ class Treasury:
         traces: TraceStore,
         counters: Counter,
         clock: Clock,
-        rebuilds: bool = True,
+        tenure: Tenure | None = None,
     ) -> None:
         self._folder = home / "inflight"
         self._recording = recording
@@ -87,7 +91,7 @@ class Treasury:
         self._records = records
         self._traces = traces
         self._clock = clock
-        self.bank = Bank(counters, self, clock, rebuilds=rebuilds)
+        self.bank = Bank(counters, self, clock, tenure=tenure)
         self.webhook = Webhook("")
         self.orphans = 0
         self._snapshot: Snapshot | None = None
@@ -180,6 +184,7 @@ class Treasury:
             try:
                 await self.bury()
                 await self.bank.mend()
+                await self._vouch()
                 if now - told >= ALERTS:
                     told = now
                     await self.tell()
@@ -191,6 +196,10 @@ class Treasury:
             except StoreError as e:
                 log.warning("budgets cannot be reviewed now: %s", e)
                 await asyncio.sleep(2.0)
+
+    async def _vouch(self) -> None:
+        with suppress(StoreError):  # the counters say themselves that they are away
+            await self.bank.vouch()
 
     async def bury(self) -> int:
         """Record what workers that died had under way, and free what they held; how many workers."""
@@ -233,9 +242,25 @@ class Treasury:
                 return budget
         raise NotFound.nearest("budget", id, [b.id for b in self._budgets.values()], code="budget_not_found")
 
-    def limits(self) -> tuple[Limit, ...]:
-        """The limits in force, without those of keys."""
-        return self._snapshot.limits if self._snapshot is not None else ()
+    def limits(self, scope: str = "") -> list[Limit]:
+        """The limits in force: the configured ones, and the own rates of keys, those that are used in this minute. With `scope`
+        those of this scope, used or not, or the one with this id.
+        """
+        if self._snapshot is None:
+            return []
+        found = list(self._snapshot.limits)
+        now = self._clock.now_ns()
+        for key in self._snapshot.keys.values():
+            if key.rpm is None:
+                continue
+            own = own_limit(key)
+            if scope == own.scope or self.bank.met(self._tenant, account_of_limit(own, "requests", minute_end(now))):
+                found.append(own)
+        return [x for x in found if scope in ("", x.scope, x.id)]
+
+    async def uses(self, limit: Limit) -> list[Use]:
+        """How a limit stands now, by what it counts. Raises `StoreError`."""
+        return await uses_of(limit, self.bank, self._tenant, self._clock.now_ns())
 
     async def standing(self, budget: Budget) -> Standing:
         """How a budget stands in the window that is running."""

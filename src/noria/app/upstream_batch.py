@@ -39,6 +39,8 @@ AT_ONCE = 8
 LOOK = 0.2
 TRIES = 5
 _FAILED = "upstream_batch_failed"
+_FOR_GOOD = frozenset({400, 404, 413, 422})
+"""What an endpoint answers to a batch that it will not take the next time either."""
 
 
 class _Model(msgspec.Struct):
@@ -88,14 +90,12 @@ class UpstreamBatches:
             return
         provider = self._provider(endpoint)
         if not batch.upstream:
-            left = await self._prepared(batch, lines, take, endpoint=endpoint, stopped=stopped)
-            if not left or stopped():
+            begun = await self._begun(batch, lines, take, endpoint=endpoint, change=change, stopped=stopped)
+            if begun is None:
                 return
-            lines = [line for line in lines if line.number in left]
-            found = await self._created(batch, left, provider)
-            batch = await change(lambda b: replace(b, upstream=found, upstream_endpoint=endpoint.name))
+            batch, lines = begun
         ended = await self._followed(batch, provider, stopped)
-        await self._finished(batch, lines, take, provider=provider, ended=ended)
+        await self._finished(batch, lines, take, provider=provider, ended=ended, stopped=stopped)
         for id in (ended.input_file_id, ended.output_file_id, ended.error_file_id):  # noqa: A001  the field's word
             if id:
                 await self._tidy(provider, id)
@@ -132,6 +132,45 @@ class UpstreamBatches:
         return self._providers[key]
 
     # -- the steps ----------------------------------------------------------------------------------
+
+    async def _begun(
+        self,
+        batch: Batch,
+        lines: Sequence[Line],
+        take: Take,
+        *,
+        endpoint: Endpoint,
+        change: Change,
+        stopped: Callable[[], bool],
+    ) -> tuple[Batch, Sequence[Line]] | None:
+        """Our batch with the id of the endpoint's, and the lines in it; None where there is none to follow.
+
+        That one is about to be made is written down first: a predecessor that was killed between the two may have made
+        one, which costs money and is followed, or cancelled, all the same.
+        """
+        provider = self._provider(endpoint)
+        refused: set[int] = set()
+
+        def refuse(result: LineResult) -> None:
+            refused.add(result.line)
+            take(result)
+
+        bodies = await self._prepared(batch, lines, refuse, endpoint=endpoint, stopped=stopped)
+        lines = [line for line in lines if line.number not in refused]
+        found = await self._known(batch, provider) if batch.upstream_endpoint else ""
+        if not found:
+            if not bodies or stopped():
+                return None
+            batch = await change(lambda b: replace(b, upstream_endpoint=endpoint.name))
+            try:
+                found = await self._created(batch, bodies, provider)
+            except UpstreamError as e:
+                if e.upstream_status not in _FOR_GOOD:
+                    raise
+                for line in lines:
+                    take(LineResult(line.number, code=_FAILED, message=f"The endpoint refuses the batch: {e.text[:400]}"))
+                return None
+        return await change(lambda b: replace(b, upstream=found, upstream_endpoint=endpoint.name)), lines
 
     async def _prepared(
         self, batch: Batch, lines: Sequence[Line], take: Take, *, endpoint: Endpoint, stopped: Callable[[], bool]
@@ -179,23 +218,29 @@ class UpstreamBatches:
             await asyncio.sleep(min(reply.retry_after or 1.0, 30.0))
         return None
 
-    async def _created(self, batch: Batch, bodies: dict[int, bytes], provider: Provider) -> str:
-        """The id of the endpoint's batch: the one that a killed predecessor made, or a new one."""
+    async def _known(self, batch: Batch, provider: Provider) -> str:
+        """The id of the batch that a killed predecessor made; empty where it came to none."""
         page = msgspec.json.decode(await self._call(provider, "GET", "/batches?limit=100"), type=_Page)
-        for old in page.data:
-            if (old.metadata or {}).get(MARK) == batch.id:
-                return old.id
+        return next((old.id for old in page.data if (old.metadata or {}).get(MARK) == batch.id), "")
+
+    async def _created(self, batch: Batch, bodies: dict[int, bytes], provider: Provider) -> str:
+        """The id of a new batch at the endpoint."""
         ordered = sorted(bodies.items())
         content = await asyncio.to_thread(upstream_lines, ordered, batch.endpoint)
         kind, form = _form(f"{batch.id}.jsonl", content)
         uploaded = await self._call(provider, "POST", "/files", form, kind)
-        asked = {
+        asked: dict[str, Any] = {
             "input_file_id": msgspec.json.decode(uploaded, type=_Batch).id,
             "endpoint": batch.endpoint,
             "completion_window": "24h",
             "metadata": {MARK: batch.id},
         }
-        made = await self._call(provider, "POST", "/batches", msgspec.json.encode(asked), "application/json")
+        try:
+            made = await self._call(provider, "POST", "/batches", msgspec.json.encode(asked), "application/json")
+        except UpstreamError as e:
+            if e.upstream_status in _FOR_GOOD:
+                await self._tidy(provider, asked["input_file_id"])
+            raise
         return msgspec.json.decode(made, type=_Batch).id
 
     async def _followed(self, batch: Batch, provider: Provider, stopped: Callable[[], bool]) -> _Batch:
@@ -214,8 +259,10 @@ class UpstreamBatches:
                 if stopped() and not told:
                     break
 
-    async def _finished(self, batch: Batch, lines: Sequence[Line], take: Take, *, provider: Provider, ended: _Batch) -> None:
-        """Every line that the endpoint answered, through the second half of its journey."""
+    async def _finished(
+        self, batch: Batch, lines: Sequence[Line], take: Take, *, provider: Provider, ended: _Batch, stopped: Callable[[], bool]
+    ) -> None:
+        """Every line that the endpoint answered, through the second half of its journey, however its batch ended."""
         answers: dict[int, LineResult] = {}
         for name in (ended.output_file_id, ended.error_file_id):
             if name:
@@ -238,7 +285,7 @@ class UpstreamBatches:
                     group.create_task(one(line, got))
                 elif got is not None and not got.code.startswith("batch_"):
                     take(LineResult(line.number, code=got.code, message=got.message))
-                elif ended.status in ("completed", "failed"):
+                elif ended.status in ("completed", "failed") or (ended.status == "cancelled" and not stopped()):
                     why = msgspec.json.encode(ended.errors).decode()[:500] if ended.errors else "it gave no result"
                     take(LineResult(line.number, code=_FAILED, message=f"The endpoint's batch ended as {ended.status}: {why}"))
 

@@ -22,18 +22,20 @@ WITHIN = 10.0
 
 
 class Webhook:
-    """`url` is the address, or a reference to it (`env:NAME`); empty = nobody is told."""
+    """`url` is the address, or a reference to it (`env:NAME`); empty = nobody is told. `source` says which Noria tells it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.source = ""
         self.sent = 0
         self.failed = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, kind: str, detail: dict[str, Any]) -> None:
-        """POST `{"id", "kind", "detail"}` as JSON."""
+        """POST `{"id", "kind", "detail"}` as JSON, with the `source` where there is one."""
         if self.url:
-            task = asyncio.ensure_future(self._send(msgspec.json.encode({"id": uuid7(), "kind": kind, "detail": detail})))
+            told = {"id": uuid7(), "kind": kind, "detail": detail} | ({"source": self.source} if self.source else {})
+            task = asyncio.ensure_future(self._send(msgspec.json.encode(told)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -48,10 +50,12 @@ class Webhook:
         for pause in PAUSES:
             try:
                 status = await self._try(body)
-            except (HttpCallError, NoriaError, TimeoutError, ValueError) as e:
+            except (HttpCallError, NoriaError, TimeoutError) as e:
                 why = str(e)
+            except ValueError:
+                why = "its address is not a URL such as https://host/path, without a user and a password"  # and may be a secret
             else:
-                if status < 400:
+                if 200 <= status < 300:
                     self.sent += 1
                     return
                 why = f"it answered {status}"

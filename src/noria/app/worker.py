@@ -16,12 +16,14 @@ from noria.app.clock import SystemClock
 from noria.app.house import Bench, WiredHouse
 from noria.app.inflight import Inflight
 from noria.app.link import DRAINING, Heartbeat, Link
+from noria.app.sharing import WARM_WITHIN, Sharing
 from noria.contracts.batch import Ticket
 from noria.contracts.error import ConfigError, NoriaError, StoreError
 from noria.contracts.release import Snapshot
 from noria.contracts.trace import ExchangeRow
 from noria.gateway.limits import Limits
-from noria.gateway.ticket import verify
+from noria.gateway.probed import apply
+from noria.gateway.ticket import verify, verify_pass
 from noria.govern.access import Sessions, admin_token
 from noria.kit.atomic import write_whole
 from noria.kit.ids import keyed
@@ -79,7 +81,9 @@ class Worker:
             is_session=lambda text: self.sessions.valid(text, time.time_ns()),
             spool=self._record,
             metrics=self.metrics,
+            passed=lambda text: verify_pass(text, self._subject_key, now_ns=self.clock.now_ns()),
         )
+        self._sharing = Sharing(self._bench.cache, self.link.cache_key)
 
     async def start(self) -> None:
         """Serve by the snapshot on disk, if any, and follow the keeper's."""
@@ -99,6 +103,10 @@ class Worker:
                 await self._configured.wait()
         except TimeoutError:
             log.warning("no configuration after %.0f s", within)
+        if self.house is not None and self.house.shares:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WARM_WITHIN):
+                    await self._sharing.ready.wait()
         return self.house is not None
 
     async def stop(self) -> None:
@@ -106,6 +114,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._sharing.close()
         await self.limits.give_back()
         self._write()
         await asyncio.to_thread(self.spool.close)
@@ -160,6 +169,8 @@ class Worker:
                 found = await self.link.snapshot(after, 20.0)
                 if found is not None:
                     self._subject_key = found.subject_key
+                    tenants = dict.fromkeys(k.tenant for k in found.snapshot.keys.values())
+                    await self._sharing.adopt(found.cache, found.subject_key, tenants or ("local",))
                     if self.house is None or found.snapshot.hash != self.house.snapshot.hash:
                         await self._change(found.snapshot)
                         self._unsaved = found.snapshot
@@ -185,7 +196,7 @@ class Worker:
         while True:
             counts = self.spool.counts
             try:
-                await self.link.beat(
+                probed = await self.link.beat(
                     Heartbeat(
                         self.name,
                         os.getpid(),
@@ -209,6 +220,7 @@ class Worker:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAST_RETRY)
                 continue
+            apply(self._bench.traffic.board, probed, time.perf_counter_ns())
             if warned:
                 log.info("the keeper is back after %.1f s", time.monotonic() - gone)
             pause, gone, warned = FIRST_RETRY, 0.0, False
@@ -252,12 +264,18 @@ class Worker:
                 await asyncio.sleep(1.0)
 
     async def _tick(self) -> None:
-        seen = (0, 0, 0)
+        seen = (0, 0, 0, 0)
         while True:
             await asyncio.sleep(1.0)
-            now = (self.limits.evaluated, self.limits.acted, self.limits.unchecked)
+            now = (self.limits.evaluated, self.limits.acted, self.limits.unchecked, self.limits.slices.reach.late)
             self.metrics.limits(
-                dict(zip(("evaluated", "acted", "unchecked"), (n - s for n, s in zip(now, seen, strict=True)), strict=True))
+                dict(
+                    zip(
+                        ("evaluated", "acted", "unchecked", "late"),
+                        (n - s for n, s in zip(now, seen, strict=True)),
+                        strict=True,
+                    )
+                )
             )
             seen = now
             spool = self.spool.counts
@@ -266,4 +284,5 @@ class Worker:
             self.metrics.policies(self.limits.policies())
             self.metrics.routing(*self._bench.traffic.numbers(time.perf_counter_ns()))
             self._bench.cache.sweep()
-            self.metrics.cache(self._bench.cache.tally(), self._bench.cache.saved_nanousd, self._bench.cache.held)
+            cache = self._bench.cache
+            self.metrics.cache(cache.tally(), cache.saved_nanousd, cache.held, cache.tier.waited_ns if cache.tier else 0)

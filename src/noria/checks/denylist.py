@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 """Thai, Lao, Myanmar, Khmer, Hangul (particles join its words), kana, Han: no space marks where a word ends."""
+_LETTERS_IN_ONE = re.compile("[\u3200-\u33ff\uff66-\uffdc]")
+"""Characters that stand for several, or for half of one: where their text may be cut does not show in what it is folded to."""
 
 
 class DenylistOptions(Options, frozen=True):
@@ -66,10 +69,25 @@ def fold(text: str) -> tuple[str, list[int] | None]:
     return "".join(out), at
 
 
+def _folded(text: str) -> str:
+    """The folded text without a way back, white space as it was: at the speed of the C library."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold())
+
+
 _INVISIBLE = re.compile(
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0001-\U000e007f]"
 )
 _ODD_SPACE = re.compile(r"[\t\n\r\f\v\x1c-\x1f]")
+
+
+def _automaton(words: Iterable[str]) -> ahocorasick.Automaton:
+    automaton = ahocorasick.Automaton()
+    for word in sorted(words):
+        automaton.add_word(word, len(word))
+    automaton.make_automaton()
+    return automaton
 
 
 def _is_word(c: str) -> bool:
@@ -107,10 +125,9 @@ class Denylist(Check):
         self._phrases = any(" " in t for t in terms)
         self._longest = max(map(len, terms), default=0)
         self._one_word = not any(" " in t or _UNSPACED.search(t) for t in terms)
-        self._automaton = ahocorasick.Automaton()
-        for term in sorted(terms):
-            self._automaton.add_word(term, len(term))
-        self._automaton.make_automaton()
+        self._automaton = _automaton(terms)
+        self._first_words = _automaton(word for t in terms if (word := t.partition(" ")[0]).isascii())
+        self._first_pieces = _automaton(t[: _first_piece(t)] for t in terms)
 
     def judge(self, sample: Sample) -> Verdict:
         """All listed terms, the longest where several begin or overlap."""
@@ -129,17 +146,22 @@ class Denylist(Check):
             return Verdict(self.id, True)
         return Verdict.of(self.id, tuple(Finding("term", *_back(at, s, e, len(text))) for s, e in _longest_first(spans)))
 
+    def quiet(self, text: str) -> bool:
+        """Whether the text may be cut between any two words: neither it nor any piece of it holds a finding or begins one."""
+        if not self._longest:
+            return True
+        if text.isascii():
+            return not self._first_words or next(self._first_words.iter(text.lower()), None) is None
+        if _LETTERS_IN_ONE.search(text):
+            return False
+        return next(self._first_pieces.iter(_folded(text)), None) is None
+
     def suspects(self, text: str) -> bool:
         """False only where neither the text nor any piece of it can hold a finding."""
-        return bool(self._longest) and next(self._automaton.iter(self._gist(text)), None) is not None
-
-    def _gist(self, text: str) -> str:
-        """The folded text without a way back, at the speed of the C library."""
-        if text.isascii():
-            gist = text.lower()
-        else:
-            gist = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold())
-        return " ".join(gist.split()) if self._phrases else gist
+        if not self._longest:
+            return False
+        folded = _folded(text)
+        return next(self._automaton.iter(" ".join(folded.split()) if self._phrases else folded), None) is not None
 
     def settled(self, text: str) -> int:
         """How many characters of `text` no continuation can draw into a finding, or out of one."""
@@ -160,6 +182,11 @@ class Denylist(Check):
         if not text or not _is_word(text[-1]):
             return len(text)
         return cut + max(_last_word(ending), len(ending) - 2 * self._longest)
+
+
+def _first_piece(term: str) -> int:
+    """How much of a term stands before the first place where a text that has it may be cut, whatever was folded to it."""
+    return next((i for i, c in enumerate(term) if not _is_word(c)), len(term)) or 1
 
 
 def _last_word(text: str) -> int:

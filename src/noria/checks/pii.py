@@ -34,7 +34,13 @@ _FOLD = {0xFF01 + i: 0x21 + i for i in range(94)} | {
 }  # fmt: skip
 _FOLDED = re.compile("[\uff10-\uff19\uff20-\uff3a\uff41-\uff5a\u3000\u00a0\u2007\u202f\u2009\u2010-\u2013\u2212]")
 """What makes folding worth while; the full-width comma alone, in all Chinese, does not."""
+_LOUD = re.compile(
+    "[0-9@\uff10-\uff19\uff20:\uff1a](?:(?<![:\uff1a])|(?<=[:\uff1a])[0-9A-Fa-f\uff21-\uff26\uff41-\uff46]*[:\uff1a])"
+)
+"""In every finding, and in the first word of every one: a digit, an at sign, or two colons of an IPv6 address."""
 _DIGITS = re.compile("[0-9][0-9 +().\\-/]{5,}[0-9Xx]")
+_LEAST = (("cn_id", 18), ("card", 12), ("ssn", 9), ("phone", 7))
+"""Characters that a number of a kind has at least."""
 _DOTTED = re.compile(r"[0-9]\.[0-9]|::|:[0-9a-fA-F]+:")
 _IBAN_HINT = re.compile("[A-Z]{2}[0-9]{2} ?[A-Z0-9]{4}")
 _ALNUM = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -284,6 +290,10 @@ class Pii(Check):
                 found = _without_overlaps(found)
         return Verdict.of(self.id, tuple(sorted(found, key=lambda f: f.start)))
 
+    def quiet(self, text: str) -> bool:
+        """Whether the text may be cut between any two words: neither it nor any piece of it holds a finding or begins one."""
+        return _LOUD.search(text) is None
+
     def suspects(self, text: str) -> bool:
         """False only where neither the text nor any piece of it can hold a finding."""
         return bool(self._suspected(text))
@@ -293,8 +303,9 @@ class Pii(Check):
         kinds: set[str] = set()
         if "@" in folded:
             kinds.add("email")
-        if _DIGITS.search(folded):
-            kinds.update(("cn_id", "card", "ssn", "phone"))
+        if numbers := _DIGITS.findall(folded):
+            longest = max(map(len, numbers))
+            kinds.update([kind for kind, least in _LEAST if longest >= least])
         if _DOTTED.search(folded):
             kinds.add("ip")
         if _IBAN_HINT.search(folded):

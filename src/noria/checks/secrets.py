@@ -27,8 +27,10 @@ _MIN_ENTROPY = 3.0
 _HEAD = rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----"
 _END = rb"-----END (?:[A-Z0-9]+ )*PRIVATE KEY-----"
 
+_BEFORE_KEY = ("api", "access", "private", "secret", "auth", "account", "encryption", "signing", "client")
+_FIRST_WORDS = tuple(f"{word} " for word in _BEFORE_KEY)
 _ASSIGNED = (
-    rb"(?i:(?:api|access|private|secret|auth|account|encryption|signing|client)[_\- ]?key|secret|token|passw(?:or)?d|pwd|credentials?)"
+    rb"(?i:(?:" + "|".join(_BEFORE_KEY).encode() + rb")[_\- ]?key|secret|token|passw(?:or)?d|pwd|credentials?)"
     rb"[A-Za-z0-9_\-]{0,24}[\"']?\]?[ \t]{0,4}(?::=|=>|=|:)[ \t]{0,4}[\"']?([A-Za-z0-9+/_.~!@#$%^&*\-]{8,256}={0,2})"
 )
 
@@ -62,7 +64,7 @@ _ORDER = {f: i for i, f in enumerate(dict.fromkeys(label for label, _, _ in _FOR
 _MUST_LOOK_RANDOM = frozenset({"generic_secret", "bearer_token", "openai_key"})
 _ASSIGNING = re.compile(
     r"(?:key|secret|token|passw(?:or)?d|pwd|credentials?|bearer)[A-Za-z0-9_\-]{0,24}[\"']?\]?[ \t]{0,4}(?::=|=>|=|:)?[ \t]{0,4}[\"']?\Z"
-    r"|(?:api|access|private|secret|auth|account|encryption|signing|client) \Z",
+    rf"|(?:{'|'.join(_BEFORE_KEY)}) \Z",
     re.IGNORECASE,
 )
 _PEM_START = re.compile(r"-----(?:B(?:E(?:G(?:I(?:N(?: [A-Z0-9 ]{0,40}-{0,4})?)?)?)?)?)?\Z")
@@ -96,6 +98,18 @@ def _needles() -> ahocorasick.Automaton:
 
 
 _NEEDLES = _needles()
+
+
+def _alarms() -> ahocorasick.Automaton:
+    automaton = ahocorasick.Automaton()
+    for word in (*(needle for _, needles, _ in _FORMATS for needle in needles), "-----begin", *_FIRST_WORDS):
+        automaton.add_word(word, word)
+    automaton.make_automaton()
+    return automaton
+
+
+_ALARMS = _alarms()
+"""One of these is in every finding, and in the first word of every one."""
 
 
 def entropy(value: bytes) -> float:
@@ -139,6 +153,10 @@ class Secrets(Check):
         data = text.encode("ascii", "replace")
         found = [f for i in sorted(wanted) for f in _search(data, *_PATTERNS[i])]
         return Verdict.of(self.id, tuple(_disjoint(found)))
+
+    def quiet(self, text: str) -> bool:
+        """Whether the text may be cut between any two words: neither it nor any piece of it holds a finding or begins one."""
+        return next(_ALARMS.iter(text.lower()), None) is None
 
     def suspects(self, text: str) -> bool:
         """False only where neither the text nor any piece of it can hold a finding."""

@@ -60,6 +60,12 @@ def notices(status: dict[str, Any]) -> Iterator[Finding]:
             yield "warn", f"worker {worker['name']} has not been heard of for {worker['seen_seconds_ago']:.0f} s.", ""
         if worker["draining"]:
             yield "warn", f"worker {worker['name']} says no to /readyz: the service was asked to drain.", "noria drain --undo"
+    for probe in status["probes"]:
+        error = f": {probe['last_error']['text']}" if probe["last_error"] and probe["state"] != "ok" else ""
+        if probe["state"] == "out":
+            yield "fail", f"model {probe['endpoint']} is passed over by its probes ({probe['probe']}){error}", ""
+        elif probe["state"] in ("failed", "unfit"):
+            yield "warn", f"model {probe['endpoint']}: its last probe ({probe['probe']}) said{error}", ""
     if status["recorder"]["lag_bytes"] > LATE_BYTES:
         megabytes = status["recorder"]["lag_bytes"] / 1e6
         yield "warn", f"{megabytes:.0f} MB of records wait in the spool.", "The store is slower than the traffic, or was away."

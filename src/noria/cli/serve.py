@@ -8,7 +8,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -56,7 +56,7 @@ async def serve_worker(home: Path, post: Post, listener: socket.socket, told: To
     await part.start()
     await part.configured(10.0)  # callers wait in the accept queue meanwhile
     gateway = Gateway(part, () if post.host in ("127.0.0.1", "localhost", "::1") else (post.host,))
-    server = HttpServer(gateway.handle, limits=gateway.limits(), error=gateway.refused)
+    server = HttpServer(gateway.handle, limits=gateway.limits(), error=gateway.refused, divert=gateway.divert)
     part.in_flight = server.in_flight
     tasks: set[asyncio.Task[None]] = set()
 
@@ -120,12 +120,18 @@ async def serve_keeper(home: Path, config: Path | None, told: Told) -> None:
     from noria.web.console import mount
 
     class Quiet(uvicorn.Server):
-        """Without signal handlers: the process has its own."""
+        """Without signal handlers, which the process has itself, and without ten looks a second whether it shall end."""
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
             yield
 
+        async def main_loop(self) -> None:
+            while not await self.on_tick(0):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(leaving.wait(), 1.0)
+
+    leaving = asyncio.Event()
     word = told()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4, "noria-work", initializer=yield_to_others))
     keeper = await open_keeper(home, config)
@@ -145,6 +151,7 @@ async def serve_keeper(home: Path, config: Path | None, told: Told) -> None:
         await word()
         await keeper.leave()
         server.should_exit = True
+        leaving.set()
         await serving
     path.unlink(missing_ok=True)
     await keeper.stop()

@@ -74,7 +74,9 @@ async def _greet(house: House, began: float) -> None:
     base = f"http://{f'[{shown}]' if ':' in shown else shown}:{house.port}"
     code = await house.login_code()
     click.echo(f"Noria serves at {base}/v1 ({time.perf_counter() - began:.1f} s).")
-    click.echo(f"Console (this link works once): {base}/login?code={code}")
+    if plan.public_url:
+        click.echo(f"Clients reach it at {plan.public_url}/v1.")
+    click.echo(f"Console (this link works once): {plan.public_url or base}/login?code={code}")
     status = await house.status()
     if status["keys_required"]:
         click.echo("API keys are required.")

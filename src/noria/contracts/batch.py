@@ -26,7 +26,7 @@ class Owner(msgspec.Struct, frozen=True):
 
 
 class StoredFile(msgspec.Struct, frozen=True):
-    """One file of an owner; its content is a blob under the same id. Times are int64 ns UTC."""
+    """One file of an owner; its content is a blob under the same id, or several. Times are int64 ns UTC."""
 
     id: str
     owner: str
@@ -36,6 +36,10 @@ class StoredFile(msgspec.Struct, frozen=True):
     created_ns: int
     expires_ns: int
     key: str = ""
+    parts: int = 0
+    """Blobs `<id>/000001` … that the content is in; 0 = one, under the id alone."""
+    ready: bool = True
+    """Whether all of it is there; what never becomes so is over after an hour."""
 
 
 class BatchError(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -74,6 +75,16 @@ class Exchange(msgspec.Struct, frozen=True):
     """What of the request could not be carried over into another protocol, one sentence each; recorded."""
     path: str = ""
     """The request path as it came, for keys that may call some paths only."""
+    pin: str = ""
+    """The release that the caller names (`x-noria-release`), by name or id; for operators and evaluations."""
+
+
+Hear = Callable[[Usage | None], None]
+"""Gets what an answer has used so far."""
+
+
+def unheard(usage: Usage | None, /) -> None:
+    """Nobody listens."""
 
 
 class ModelCall(msgspec.Struct, frozen=True):
@@ -88,6 +99,10 @@ class ModelCall(msgspec.Struct, frozen=True):
     """What `body` is written in, and the answer is wanted in. Only endpoints that speak it are asked in another."""
     headers: tuple[tuple[str, str], ...] = ()
     """Headers of the caller's protocol; the provider decides which of them may pass."""
+    hear: Hear = unheard
+    """For providers that translate a stream: what was used so far, as often as the endpoint tells it. Chat tells it at the end,
+    and whoever leaves before pays for what was used by then.
+    """
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):

@@ -7,11 +7,12 @@ engine. Engines have no clocks of their own: `now_ns` comes from the caller's `C
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import msgspec
 
+from noria.contracts.dataset import Member, Rejection, StoredRow, Version
 from noria.contracts.trace import Clause, ExchangeRow, SpoolPosition, Total, TraceQuery
 
 
@@ -92,6 +93,16 @@ class Job(msgspec.Struct, frozen=True):
     lease_until_ns: int
 
 
+class DeadJob(msgspec.Struct, frozen=True):
+    """A buried job: it is leased to nobody until it is revived. `put_ns` is its age, int64 ns UTC."""
+
+    queue: str
+    id: str
+    body: bytes
+    attempt: int
+    put_ns: int
+
+
 class Queue(Protocol):
     """At-least-once work. A leased job is invisible to others until its lease ends."""
 
@@ -119,6 +130,16 @@ class Queue(Protocol):
 
     async def depth(self, tenant: str, queue: str) -> tuple[int, int, int]:
         """(waiting, leased or expired, dead)."""
+        ...
+
+    async def dead(self, tenant: str, *, limit: int = 1000) -> list[DeadJob]:
+        """The buried jobs of all queues, oldest first, at most `limit`."""
+        ...
+
+    async def revive(self, tenant: str, queue: str, id: str, *, now_ns: int) -> bool:
+        """Make a buried job ready again, at `now_ns`, its attempts counted on; False (and nothing changed) where there is no
+        such job, or it is not dead. Atomic: of two callers one gets True.
+        """
         ...
 
     async def close(self) -> None:
@@ -154,6 +175,8 @@ class Body(msgspec.Struct, frozen=True):
     id: str
     subject: str
     data: bytes
+    beside: tuple[str, ...] = ()
+    """Further bodies of the same subject, and other than `id`, that `data` holds: small ones are sealed together."""
 
 
 class TraceStore(Protocol):
@@ -166,8 +189,8 @@ class TraceStore(Protocol):
         self, tenant: str, rows: Sequence[tuple[ExchangeRow, str, str]], bodies: Sequence[Body], position: SpoolPosition | None
     ) -> int:
         """Store rows (each with the ids of its request and answer body; "" = none), new bodies and the spool
-        position, all or nothing. Idempotent: a row whose exchange id is there already is skipped, a body
-        is kept once. Returns how many rows were new.
+        position, all or nothing. Idempotent: a row whose exchange id is there already is skipped, and so are bodies that
+        only such rows name; one that came alone is kept once a day. Returns how many rows were new.
         """
         ...
 
@@ -196,11 +219,11 @@ class TraceStore(Protocol):
         ...
 
     async def body(self, tenant: str, id: str) -> Body | None:
-        """One encrypted body."""
+        """One encrypted body, with what it was sealed together with."""
         ...
 
     async def bodies(self, tenant: str, ids: Sequence[str]) -> Sequence[Body]:
-        """Those of these encrypted bodies that are there, each once, in any order; at the cost of about one `body`."""
+        """What holds those of these bodies that are there, in any order, each once; at the cost of about one `body`."""
         ...
 
     async def seal(self, tenant: str, before_day: str) -> int:
@@ -263,7 +286,146 @@ class JobRunner(Protocol):
         ...
 
 
-PORTS: dict[str, type] = {p.__name__: p for p in (RecordStore, Queue, Counter, TraceStore, BlobStore, JobRunner)}
+class CacheEntry(msgspec.Struct, frozen=True):
+    """One answer as the shared cache has it: sealed, so that the store sees whose it is, its times and its size."""
+
+    key: bytes
+    app: str
+    subject: str
+    stored_ns: int
+    """Wall clock, int64 ns UTC, as `expires_ns`."""
+    expires_ns: int
+    data: bytes
+    seen: int = 0
+    """The newest purge that its maker knew of when it began; not stored."""
+
+
+class CachePurge(msgspec.Struct, frozen=True):
+    """Everything of an app, of a subject, or (both empty) of the tenant was dropped."""
+
+    seq: int
+    app: str = ""
+    subject: str = ""
+
+    def covers(self, app: str, subject: str) -> bool:
+        """Whether an answer of this app and subject is among what was dropped."""
+        return self.app in ("", app) and self.subject in ("", subject)
+
+
+class CachePurges(msgspec.Struct, frozen=True):
+    """`seq` is the newest purge. Where not `complete`, more were made than are remembered: nothing older may be given out."""
+
+    seq: int
+    purges: tuple[CachePurge, ...] = ()
+    complete: bool = True
+
+
+class CacheTotal(msgspec.Struct, frozen=True):
+    """What the shared cache holds for an app."""
+
+    app: str
+    answers: int
+    bytes: int
+    oldest_ns: int
+    newest_ns: int
+
+
+class CacheStore(Protocol):
+    """Answers that all workers share. A cache: anything may be gone at any time, and a crash or a damaged file costs misses;
+    what is given out is what was put in, for the caller opens it with a key that authenticates it.
+    """
+
+    async def get(self, tenant: str, key: bytes, *, now_ns: int) -> CacheEntry | None:
+        """The entry under `key` unless it has expired."""
+        ...
+
+    async def put(self, tenant: str, entries: Sequence[CacheEntry], *, room: Mapping[str, int], now_ns: int) -> int:
+        """Keep entries (a later one replaces an earlier one of its key); how many were kept. Afterwards each app in `room` holds
+        at most so many bytes: what expired leaves first, then the oldest. An entry that a purge newer than its `seen` covers,
+        and one that is larger than its app's room, is left out.
+        """
+        ...
+
+    async def purge(self, tenant: str, *, app: str = "", subject: str = "", now_ns: int) -> tuple[int, int]:
+        """Drop the entries of an app, of a subject, or all; (sequence number of the purge, entries dropped). Sequence numbers of
+        a tenant rise. What was dropped for a subject is overwritten on disk where the store has one.
+        """
+        ...
+
+    async def purges(self, tenant: str, after: int) -> CachePurges:
+        """Purges later than `after`; they are remembered for an hour at least."""
+        ...
+
+    async def totals(self, tenant: str, *, now_ns: int) -> list[CacheTotal]:
+        """What is held and has not expired, by app."""
+        ...
+
+    async def expire(self, *, now_ns: int) -> int:
+        """Drop what has expired, of all tenants, and give the room back; how many entries."""
+        ...
+
+    async def close(self) -> None:
+        """Release files and connections. Idempotent."""
+        ...
+
+
+class DatasetStore(Protocol):
+    """Rows that are sealed before they come here, and versions: immutable lists of them (ADR 23). Row ids are 64 hex digits."""
+
+    async def add(self, tenant: str, rows: Sequence[StoredRow]) -> int:
+        """Store rows, all or nothing, durably; how many were new. Idempotent: a row whose id is there already stays as it is."""
+        ...
+
+    async def rows(self, tenant: str, ids: Sequence[str]) -> list[StoredRow]:
+        """Those of these rows that are there, in the order of `ids`. An erased one is there with empty `data`."""
+        ...
+
+    async def put(
+        self, tenant: str, version: Version, members: Iterable[Member], rejections: Iterable[Rejection], *, now_ns: int
+    ) -> bool:
+        """Store a version, whole or not at all, durably; False where this dataset has it already, which then becomes its latest
+        again and is otherwise unchanged. `members` rise by row id, each once (else `StoreError`).
+
+        Raises `NotFound`, and nothing is written, where a member's row is not stored.
+        """
+        ...
+
+    async def version(self, tenant: str, name: str, id: str) -> Version | None:
+        """One version of a dataset, by its whole id."""
+        ...
+
+    async def versions(
+        self, tenant: str, *, name: str = "", prefix: str = "", limit: int = 1000, offset: int = 0
+    ) -> list[Version]:
+        """Versions, the latest first: of one dataset or of all, and of those whose id begins with `prefix`."""
+        ...
+
+    async def members(self, tenant: str, version: str, *, after: str = "", split: str = "", limit: int = 1000) -> list[Member]:
+        """Members of a version with a row id > `after`, by row id, at most `limit`; of one split where it is named."""
+        ...
+
+    async def rejections(self, tenant: str, name: str, version: str, *, offset: int = 0, limit: int = 1000) -> list[Rejection]:
+        """What was left out of a version, in the order in which it was given."""
+        ...
+
+    async def holding(self, tenant: str, subject: str) -> list[Version]:
+        """Versions that have, or had before it was erased, a row of this subject, the latest first."""
+        ...
+
+    async def erase(self, tenant: str, subject: str) -> int:
+        """Forget the content of every row of a subject; how many. Ids stay, so that the versions' roots stay valid. The
+        empty subject is nobody's: nothing is erased.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release files and connections. Idempotent."""
+        ...
+
+
+PORTS: dict[str, type] = {
+    p.__name__: p for p in (RecordStore, Queue, Counter, TraceStore, BlobStore, CacheStore, JobRunner, DatasetStore)
+}
 """Every port by name: what an engine may serve."""
 
 

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from noria.contracts.drift import DriftPolicy
 from noria.contracts.price import Price as Price  # noqa: PLC0414  part of an endpoint
+from noria.contracts.price import in_force
 from noria.contracts.routing import Feature, Routing
 
 
@@ -17,6 +19,17 @@ class Timeouts(msgspec.Struct, frozen=True):
     first: float = 120.0
     idle: float = 60.0
     total: float = 600.0
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """How an endpoint is asked now and then whether it answers (`app.probing`). Seconds."""
+
+    ask: str = "models"
+    """`models`: its list of models; `completion`: one token; else a path."""
+    every: float = 30.0
+    timeout: float = 5.0
+    failures: int = 2
+    """Failures one after the other from which on it counts as out."""
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -36,7 +49,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     price: Price | None = None
     """What it costs now; None = unknown."""
     prices: tuple[Price, ...] = ()
-    """Its prices by rising `since`, where they change with time: a snapshot has that of its day as `price`."""
+    """Its prices where they change with time; `price` is then the one of when the snapshot was made (`price_at`)."""
     timeouts: Timeouts = Timeouts()
     options: dict[str, Any] = {}
     """What the provider's own `Config` accepts."""
@@ -46,6 +59,12 @@ class Endpoint(msgspec.Struct, frozen=True):
     """What it is known not to be able to do."""
     digests: dict[str, str] = {}
     """weights, tokenizer, template, engine: known for local models only."""
+    probe: Probe | None = None
+    """Whether, and how, somebody looks after it besides the traffic."""
+
+    def price_at(self, at_ns: int) -> Price | None:
+        """What an exchange costs that began at a moment (Unix ns): whatever snapshot it is served from."""
+        return in_force(self.prices, at_ns) if self.prices else self.price
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -89,6 +108,8 @@ class Caching(msgspec.Struct, frozen=True):
     """Whether requests with a temperature above 0 are answered from the cache too."""
     max_bytes: int = 64 * 1024 * 1024
     """Memory for the app's answers in each worker."""
+    shared_bytes: int = 256 * 1024 * 1024
+    """Room for the app's answers in what all workers share; 0 = each worker has its own alone."""
     single_flight: bool = True
     """Whether identical requests under way share one call."""
     semantic: SemanticCaching | None = None
@@ -127,6 +148,10 @@ class App(msgspec.Struct, frozen=True):
     weights: dict[str, float]
     description: str = ""
     record_bodies: bool = True
+    drift: DriftPolicy | None = None
+    """How its traffic is watched; None = only when somebody asks."""
+    aliases: dict[str, str] = {}
+    """Environments (`staging`) → release name: what `model: "support@staging"` asks for. Live state, as `weights`."""
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -221,3 +246,5 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Guard policies by name, for `/v1/moderations`."""
     passthrough: Endpoint | None = None
     """Who is asked what is passed through verbatim and names no model."""
+    file_limit: int = 512 * 1024 * 1024
+    """Largest body of `POST /v1/files` in bytes."""

@@ -56,6 +56,11 @@ class InwardAsync(Protocol):
 class Transducer(Protocol):
     """Text in, text out, incrementally, for one (choice, channel) of one answer."""
 
+    @property
+    def held(self) -> int:
+        """How many characters, at the end of what was fed, nothing has left for yet: at least those held back."""
+        ...
+
     def feed(self, text: str) -> str:
         """What may leave now; the rest is held back. Raises `Blocked` to end the answer."""
         ...
@@ -83,6 +88,8 @@ class Sample(msgspec.Struct, frozen=True):
     output: str = ""
     context: tuple[str, ...] = ()
     expected: str = ""
+    label: str = ""
+    """The class of the input, where it has one and `expected` is something else; comes along with `expected`."""
 
 
 class Check(ABC):

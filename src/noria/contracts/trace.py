@@ -114,8 +114,8 @@ class TraceQuery(msgspec.Struct, frozen=True):
     limit: int = 50
 
 
-GROUPS = ("app", "model", "endpoint", "provider", "key", "org", "team", "user", "tag", "outcome", "day")
-"""What `TraceStore.totals` groups by; `model` is the served model's name, `day` is UTC."""
+GROUPS = ("app", "model", "endpoint", "provider", "key", "org", "team", "user", "tag", "outcome", "cache", "day")
+"""What `TraceStore.totals` groups by; `model` is the served model's name, `cache` is empty for what a model answered, `day` is UTC."""
 
 
 class Total(msgspec.Struct, frozen=True):

@@ -7,7 +7,8 @@ import msgspec
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
     """Token counts in OpenAI's sense: `input` includes `cached`, `cache_write`, `audio_input` and `image_input`;
-    `output` includes `reasoning` and `audio_output`. Pricing splits them into disjoint classes. Fields are added at the end.
+    `output` includes `reasoning`, `audio_output` and `image_output`. Pricing splits them into disjoint classes. What is billed
+    besides tokens comes after them. Fields are added at the end.
     """
 
     input: int | None = None
@@ -21,3 +22,12 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     audio_input: int = 0
     audio_output: int = 0
     image_input: int = 0
+    cached_audio: int = 0
+    """The part of `cached` that is audio; it is no part of `audio_input`."""
+    image_output: int = 0
+    searches: int = 0
+    """Web searches that the provider ran and bills by the piece."""
+    apart: int = 0
+    """Kinds of things that the endpoint is known to bill besides, at a price that no table here has: other tools that it ran,
+    another service tier. A cost beside them is an estimate.
+    """

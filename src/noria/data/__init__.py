@@ -1,4 +1,4 @@
-"""From traffic and files to dataset versions: collect, clean, de-duplicate, label, version.
+"""From traffic and files to dataset versions: collect, read, harvest, clean, de-duplicate, label, split, compare, check, export.
 
-Nothing lives here yet; the model journey brings its first modules.
+Everything here is plain functions over rows; `noria.app.dataset_steps` runs them against the service.
 """

@@ -127,10 +127,29 @@ def told_apart(message: Fields) -> Fields:
     return made | ({"stop_reason": message["stop_sequence"]} if message.get("stop_sequence") else {})
 
 
+def searched(block: Fields, usage: Fields) -> Fields:
+    """The usage so far, where a block of a stream begins in which the provider searches the web: it is told in full at the end."""
+    if block.get("type") != "server_tool_use" or block.get("name") != "web_search":
+        return {}
+    ran = usage.get("server_tool_use") or {}
+    return {"server_tool_use": ran | {"web_search_requests": (ran.get("web_search_requests") or 0) + 1}}
+
+
+_FREE = frozenset({"web_fetch_requests"})
+"""Tools that Anthropic runs and bills by their tokens alone."""
+_ORDINARY: dict[str, tuple[Any, ...]] = {
+    "service_tier": (None, "standard"),
+    "inference_geo": (None, "", "global", "not_available"),
+    "speed": (None, "standard"),
+}
+"""What an answer says of its price class → the values at which prices are as stated."""
+
+
 def usage_of(usage: Fields) -> Fields | None:
     """Usage in OpenAI's sense: `prompt_tokens` includes what was read from and written to the cache; None where unknown.
 
-    `cache_write_1h_tokens` is our word for the part of `cache_write_tokens` that is kept, and priced, for an hour.
+    `cache_write_1h_tokens` is our word for the part of `cache_write_tokens` that is kept, and priced, for an hour,
+    `billed_apart` for how many things there are that change the price and have none here (`Usage.apart`).
     """
     if usage.get("input_tokens") is None:
         return None  # not told is not 0
@@ -138,6 +157,9 @@ def usage_of(usage: Fields) -> Fields | None:
     long = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
     prompt, completion = usage["input_tokens"] + read + written, usage.get("output_tokens")
     thinking = (usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0
+    ran = {name: many for name, many in (usage.get("server_tool_use") or {}).items() if many}
+    searches, apart = ran.pop("web_search_requests", 0), len(ran.keys() - _FREE)
+    apart += sum(usage.get(name) not in ordinary for name, ordinary in _ORDINARY.items())
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -145,6 +167,8 @@ def usage_of(usage: Fields) -> Fields | None:
         "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": written}
         | ({"cache_write_1h_tokens": long} if long else {}),
         "completion_tokens_details": {"reasoning_tokens": thinking},
+        **({"server_tool_use": {"web_search_requests": searches}} if searches else {}),
+        **({"billed_apart": apart} if apart else {}),
     }
 
 

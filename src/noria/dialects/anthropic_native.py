@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from noria.contracts.exchange import Answer, Usage
-from noria.dialects.anthropic import FINISH, usage_of
+from noria.dialects.anthropic import FINISH, searched, usage_of
 from noria.dialects.openai_answer import read_usage
 from noria.dialects.openai_stream import CONTENT, OTHER
 from noria.dialects.sse import FrameSplitter, data_of, marked
@@ -81,6 +81,7 @@ class NativeReader:
         self.finish_reason = ""
         self.content_frames = 0
         self.done = False
+        self.final = False
         self.error: bytes | None = None
         self._told: dict[str, Any] = {}
 
@@ -117,12 +118,14 @@ class NativeReader:
             self.id, self.model = _str(message.get("id")), _str(message.get("model"))
             self._take(message.get("usage"))
         elif kind == "content_block_start":
+            self._take(searched(event.get("content_block") or {}, self._told))
             if (event.get("content_block") or {}).get("type") != "text" or event["content_block"].get("text"):
                 self.content_frames += 1
                 return CONTENT
         elif kind == "message_delta":
             self.finish_reason = _finish((event.get("delta") or {}).get("stop_reason")) or self.finish_reason
             self._take(event.get("usage"))
+            self.final = self.final or bool(self.finish_reason and event.get("usage"))
             return CONTENT
         elif kind == "message_stop":
             self.done = True

@@ -11,7 +11,9 @@ from typing import Any
 import msgspec
 
 from noria.contracts.error import UpstreamError
-from noria.dialects.anthropic import Fields, finish_of, refusal_of, told_apart, usage_of
+from noria.contracts.exchange import Hear, unheard
+from noria.dialects.anthropic import Fields, finish_of, refusal_of, searched, told_apart, usage_of
+from noria.dialects.openai_answer import read_usage
 from noria.dialects.openai_stream import DONE
 from noria.dialects.sse import FrameSplitter, data_of, frame_of
 from noria.dialects.upstream import stream_refusal
@@ -25,8 +27,9 @@ class MessagesStream:
     `created` is Unix time in seconds: it is the same in every chunk, and Anthropic does not send it.
     """
 
-    def __init__(self, created: int, *, who: str = "Anthropic") -> None:
+    def __init__(self, created: int, *, who: str = "Anthropic", hear: Hear = unheard) -> None:
         self._created = created
+        self._hear = hear
         self._who = who
         self._splitter = FrameSplitter()
         self._usage: Fields = {}
@@ -63,7 +66,7 @@ class MessagesStream:
     def _on_message_start(self, event: Fields) -> bytes:
         message = event.get("message") or {}
         self.id, self.model = message.get("id") or "", message.get("model") or ""
-        self._usage = dict(message.get("usage") or {})
+        self._note(message.get("usage"))
         return self._chunk({"role": "assistant", "content": ""})
 
     def _on_content_block_start(self, event: Fields) -> bytes:
@@ -75,6 +78,8 @@ class MessagesStream:
             return self._chunk(
                 {"tool_calls": [{"index": call, "id": block.get("id") or "", "type": "function", "function": function}]}
             )
+        if ran := searched(block, self._usage):
+            self._note(ran)
         if block.get("type") in ("thinking", "redacted_thinking"):
             self._thinking[index] = dict(block)
         return self._text("content", block.get("text")) if block.get("type") == "text" else b""
@@ -98,7 +103,7 @@ class MessagesStream:
 
     def _on_message_delta(self, event: Fields) -> bytes:
         delta = event.get("delta") or {}
-        self._usage |= {key: value for key, value in (event.get("usage") or {}).items() if value is not None}
+        self._note(event.get("usage"))
         finish = finish_of(delta)
         if finish is None:
             return b""
@@ -118,6 +123,12 @@ class MessagesStream:
         error = msgspec.json.encode(event.get("error") or {})
         self.failure = stream_refusal(error, who=self._who, started=self.started)
         return b""
+
+    def _note(self, usage: Any) -> None:
+        """What was used so far; a caller that leaves before the end has used that much."""
+        if isinstance(usage, dict):
+            self._usage |= {key: value for key, value in usage.items() if value is not None}
+            self._hear(read_usage(msgspec.json.encode(usage_of(self._usage))))
 
     def _text(self, key: str, text: Any) -> bytes:
         if not text:

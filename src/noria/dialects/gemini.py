@@ -15,6 +15,7 @@ import msgspec
 
 from noria.contracts.error import RequestError
 from noria.dialects.gemini_schema import subset
+from noria.dialects.gemini_usage import grounded, usage_of
 from noria.dialects.openai_error import error_body
 
 Fields = dict[str, Any]
@@ -121,7 +122,11 @@ def read_generate(body: bytes, created: int) -> bytes:
     elif not choices:
         raise ValueError("not an answer of generateContent: it has no candidates")
     top = {"id": answer.get("responseId") or "", "object": "chat.completion", "created": created}
-    top |= {"model": answer.get("modelVersion") or "", "choices": choices, "usage": usage_of(answer.get("usageMetadata"))}
+    top |= {
+        "model": answer.get("modelVersion") or "",
+        "choices": choices,
+        "usage": usage_of(answer.get("usageMetadata"), grounded(answer)),
+    }
     return msgspec.json.encode(top)
 
 
@@ -168,33 +173,6 @@ def said_in(parts: Any, answer: Fields, calls: int = 0) -> Fields:
     return said
 
 
-def usage_of(usage: Any) -> Fields | None:
-    """Usage in OpenAI's sense: `completion_tokens` includes thoughts; None where it is not told.
-
-    `promptTokenCount` includes `cachedContentTokenCount`; prompts of tool use are counted apart, and billed as input.
-    """
-    if not isinstance(usage, dict) or usage.get("promptTokenCount") is None:
-        return None
-    prompt = usage["promptTokenCount"] + (usage.get("toolUsePromptTokenCount") or 0)
-    thoughts, said = usage.get("thoughtsTokenCount") or 0, usage.get("candidatesTokenCount")
-    total = usage.get("totalTokenCount")
-    if said is None:
-        said = max(0, total - prompt - thoughts) if isinstance(total, int) else None
-    completion = None if said is None else said + thoughts
-    sent, got = _modalities(usage.get("promptTokensDetails")), _modalities(usage.get("candidatesTokensDetails"))
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": None if completion is None else prompt + completion,
-        "prompt_tokens_details": {
-            "cached_tokens": usage.get("cachedContentTokenCount") or 0,
-            "audio_tokens": sent.get("AUDIO", 0),
-            "image_tokens": sent.get("IMAGE", 0),
-        },
-        "completion_tokens_details": {"reasoning_tokens": thoughts, "audio_tokens": got.get("AUDIO", 0)},
-    }
-
-
 def read_error(body: bytes) -> bytes:
     """An error body in OpenAI's shape; what is no error of Google's comes back as it is."""
     try:
@@ -217,14 +195,6 @@ def merged(base: Fields, over: Fields) -> Fields:
         old = made.get(key)
         made[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return made
-
-
-def _modalities(details: Any) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for item in details if isinstance(details, list) else ():
-        if isinstance(item, dict) and isinstance(item.get("tokenCount"), int):
-            found[str(item.get("modality"))] = found.get(str(item.get("modality")), 0) + item["tokenCount"]
-    return found
 
 
 def _unsupported(name: str, why: str) -> RequestError:

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from noria.contracts.exchange import Answer, Usage
-from noria.dialects.gemini import blocked_because, finish_of, said_in, usage_of
+from noria.dialects.gemini import blocked_because, finish_of, said_in
 from noria.dialects.gemini_stream import spelled
+from noria.dialects.gemini_usage import Grounded, grounded, more, usage_of
 from noria.dialects.openai_answer import read_usage
 from noria.dialects.openai_stream import CONTENT, OTHER
 from noria.dialects.sse import FrameSplitter, data_of
@@ -29,7 +30,7 @@ def read_native(body: bytes) -> Answer:
         str(answer.get("responseId") or ""),
         str(answer.get("modelVersion") or ""),
         _finish(answer),
-        _usage(answer.get("usageMetadata")),
+        _usage(answer.get("usageMetadata"), grounded(answer)),
     )
 
 
@@ -43,14 +44,16 @@ class NativeReader:
         self.content_frames = 0
         self.done = False
         """Whether a candidate has finished: what comes from then on waits until the exchange is recorded."""
+        self.final = False
         self.error: bytes | None = None
         self._told: Any = None
+        self._grounded: Grounded = (0, 0)
         self._called = False
 
     @property
     def usage(self) -> Usage | None:
         """The last that was told."""
-        return _usage(self._told)
+        return _usage(self._told, self._grounded)
 
     @property
     def started(self) -> bool:
@@ -67,6 +70,8 @@ class NativeReader:
         self.id = self.id or str(answer.get("responseId") or "")
         self.model = self.model or str(answer.get("modelVersion") or "")
         self._told = answer.get("usageMetadata") or self._told
+        if b'"groundingMetadata"' in frame:
+            self._grounded = more(self._grounded, grounded(answer))
         if isinstance(answer.get("error"), dict):
             self.error = msgspec.json.encode(spelled(answer["error"]))
             return OTHER
@@ -74,6 +79,7 @@ class NativeReader:
         finish = _finish(answer, called=self._called)
         self.finish_reason = self.finish_reason or finish
         self.done = self.done or bool(finish)
+        self.final = self.final or (self.done and bool(answer.get("usageMetadata")))
         if finish or answer.get("candidates"):
             self.content_frames += 1
             return CONTENT
@@ -137,6 +143,6 @@ def _finish(answer: dict[str, Any], *, called: bool | None = None) -> str:
     return "content_filter" if blocked_because(answer) else ""
 
 
-def _usage(told: Any) -> Usage | None:
-    made = usage_of(told)
+def _usage(told: Any, ran: Grounded) -> Usage | None:
+    made = usage_of(told, ran)
     return read_usage(msgspec.json.encode(made)) if made else None

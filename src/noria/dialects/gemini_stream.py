@@ -11,7 +11,10 @@ from typing import Any
 import msgspec
 
 from noria.contracts.error import UpstreamError
-from noria.dialects.gemini import Fields, blocked_because, finish_of, said_in, told_apart, usage_of
+from noria.contracts.exchange import Hear, unheard
+from noria.dialects.gemini import Fields, blocked_because, finish_of, said_in, told_apart
+from noria.dialects.gemini_usage import Grounded, grounded, more, usage_of
+from noria.dialects.openai_answer import read_usage
 from noria.dialects.openai_stream import DONE
 from noria.dialects.sse import FrameSplitter, data_of, frame_of
 from noria.dialects.upstream import stream_refusal
@@ -20,8 +23,10 @@ from noria.dialects.upstream import stream_refusal
 class GenerateStream:
     """Translates one stream; a `dialects.upstream.Tap`. Always ends with a usage frame: whoever asked for none takes it out."""
 
-    def __init__(self, created: int, *, who: str = "Gemini") -> None:
+    def __init__(self, created: int, *, who: str = "Gemini", hear: Hear = unheard) -> None:
         self._created = created
+        self._hear = hear
+        self._grounded: Grounded = (0, 0)
         self._who = who
         self._splitter = FrameSplitter()
         self._usage: Any = None
@@ -46,7 +51,7 @@ class GenerateStream:
             return b""
         if not self.complete or self.failure is not None:
             return out
-        usage = frame_of(msgspec.json.encode(self._top() | {"choices": [], "usage": usage_of(self._usage)}))
+        usage = frame_of(msgspec.json.encode(self._top() | {"choices": [], "usage": usage_of(self._usage, self._grounded)}))
         return out + usage + DONE
 
     def _translate(self, frame: bytes) -> bytes:
@@ -62,13 +67,21 @@ class GenerateStream:
             return b""
         self.id = self.id or answer.get("responseId") or ""
         self.model = self.model or answer.get("modelVersion") or ""
-        self._usage = answer.get("usageMetadata") or self._usage
+        self._note(answer)
         candidates = [c for c in answer.get("candidates") or () if isinstance(c, dict)]
         blocked = blocked_because(answer)
         if not candidates and blocked:
             self.started = self.complete = True
             return self._chunk(0, {"role": "assistant", "refusal": blocked}, "content_filter")
         return b"".join([self._candidate(c, answer) for c in candidates])
+
+    def _note(self, answer: Fields) -> None:
+        """What was used so far; a caller that leaves before the end has used that much."""
+        if isinstance(answer.get("candidates"), list):
+            self._grounded = more(self._grounded, grounded(answer))
+        if answer.get("usageMetadata"):
+            self._usage = answer["usageMetadata"]
+            self._hear(read_usage(msgspec.json.encode(usage_of(self._usage, self._grounded))))
 
     def _candidate(self, candidate: Fields, answer: Fields) -> bytes:
         index = candidate.get("index") or 0

@@ -37,6 +37,11 @@ class Reader(Protocol):
     done: bool
 
     @property
+    def final(self) -> bool:
+        """Whether `usage` is that of the whole answer, and not what had been used when it was told."""
+        ...
+
+    @property
     def content_frames(self) -> int:
         """Frames with content so far."""
         ...

@@ -108,7 +108,7 @@ def read_head(kind: Kind, body: dict[str, msgspec.Raw]) -> Head:
             "You must provide a model parameter.", param="model", hint='Name an app, for example "model": "support".'
         )
     _require_prompt(kind, body)
-    read = {name: _field(name, body[name]) for name in _FIELDS if name in body}
+    read = {name: _field(name, raw) for name, raw in body.items() if name in _FIELDS}
     model = read["model"]
     if not model:
         raise RequestError("The model parameter must be a non-empty string.", param="model")
@@ -201,8 +201,8 @@ def write_request(body: dict[str, msgspec.Raw]) -> bytes:
 
 def _refuse_duplicates(raw: bytes, fields: dict[str, msgspec.Raw], param: str) -> None:
     """Walk the top level beside what was decoded: with a key twice, the two part company."""
-    if msgspec.json.encode(fields) == raw:
-        return  # written without blanks, as most clients do: all of it is there, so nothing was there twice
+    if msgspec.json.encode(fields) == raw or _spaced(fields) == raw:
+        return  # written as most clients write: all of it is there, so nothing was there twice
     at = _START.match(raw).end()  # type: ignore[union-attr]  # it decoded as an object, so it starts as one
     seen: set[str] = set()
     key = ""
@@ -217,6 +217,11 @@ def _refuse_duplicates(raw: bytes, fields: dict[str, msgspec.Raw], param: str) -
     if _END.fullmatch(raw, at) is None:
         where = f"{param}.{key}" if param else key
         raise RequestError(f"The key '{where}' is there twice.", code="invalid_json", param=where, hint="Send it once.")
+
+
+def _spaced(fields: dict[str, msgspec.Raw]) -> bytes:
+    """The object as Python's `json.dumps` writes it; keys that need an escape come out otherwise, which is no harm here."""
+    return b"{%b}" % b", ".join([b'"%b": %b' % (key.encode(), value) for key, value in fields.items()])
 
 
 def _too_deep(body: bytes) -> bool:

@@ -37,7 +37,7 @@ def read_answer(kind: Kind, body: bytes) -> Answer:
             return _read_odd(kind, body)  # a field of an odd type, or no answer at all
         if whole.choices:
             first = whole.choices[0] if len(whole.choices) == 1 else min(whole.choices, key=lambda c: c.index)
-            usage = None if whole.usage is None else _counts(whole.usage)
+            usage = None if whole.usage is None else at_tier(_counts(whole.usage), whole.service_tier)
             return Answer(whole.id or "", whole.model or "", first.finish_reason or "", usage)
     return _read_odd(kind, body)
 
@@ -59,7 +59,7 @@ def _read_odd(kind: Kind, body: bytes) -> Answer:
         string(fields.get("id")),
         string(fields.get("model")),
         string(choices[0].get("finish_reason")) if choices else "",
-        read_usage(fields.get("usage")),
+        at_tier(read_usage(fields.get("usage")), string(fields.get("service_tier"))),
     )
 
 
@@ -70,11 +70,18 @@ class _InputDetails(msgspec.Struct):
     cache_write_tokens: int | None = None
     cache_write_1h_tokens: int | None = None
     """Ours: how much of `cache_write_tokens` is kept for an hour (`dialects.anthropic.usage_of`)."""
+    cached_audio_tokens: int | None = None
+    """Ours: how much of `cached_tokens` is audio (`dialects.gemini.usage_of`)."""
 
 
 class _OutputDetails(msgspec.Struct):
     reasoning_tokens: int | None = None
     audio_tokens: int | None = None
+    image_tokens: int | None = None
+
+
+class _ToolUse(msgspec.Struct):
+    web_search_requests: int | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -87,6 +94,17 @@ class _Usage(msgspec.Struct):
     """DeepSeek's word for cached tokens."""
     cached_tokens: int | None = None
     """Moonshot's."""
+    reasoning_tokens: int | None = None
+    """Perplexity's: of its research models, not part of `completion_tokens`."""
+    citation_tokens: int | None = None
+    num_search_queries: int | None = None
+    """Perplexity's: both billed apart."""
+    num_sources_used: int | None = None
+    """xAI's: billed apart."""
+    server_tool_use: _ToolUse | None = None
+    """Anthropic's and OpenRouter's word for what the provider ran."""
+    billed_apart: int | None = None
+    """Ours: `Usage.apart`."""
 
 
 _USAGE = msgspec.json.Decoder(_Usage | None)
@@ -104,6 +122,7 @@ class _Whole(msgspec.Struct):
     model: str | None = None
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
+    service_tier: str | None = None
 
 
 _WHOLE = msgspec.json.Decoder(_Whole)
@@ -124,7 +143,28 @@ def read_usage(raw: bytes | msgspec.Raw | None) -> Usage | None:
     return _counts(usage) if usage is not None else None
 
 
+ORDINARY = frozenset({"", "auto", "default", "standard", "on_demand"})
+"""Service tiers at the price that prices state."""
+
+
+def at_tier(usage: Usage | None, tier: Any) -> Usage | None:
+    """The counts of an answer of a service tier: at another than the ordinary one tokens have another price."""
+    if usage is None or not isinstance(tier, str) or tier in ORDINARY:
+        return usage
+    return msgspec.structs.replace(usage, apart=usage.apart + 1)
+
+
 def _counts(usage: _Usage) -> Usage | None:
+    made = _tokens(usage)
+    if made is None:
+        return None
+    ran = usage.server_tool_use
+    searches = (ran and ran.web_search_requests) or usage.num_search_queries or 0
+    apart = (usage.billed_apart or 0) + bool(usage.citation_tokens) + bool(usage.num_sources_used)
+    return msgspec.structs.replace(made, searches=searches, apart=apart) if searches or apart else made
+
+
+def _tokens(usage: _Usage) -> Usage | None:
     if usage.prompt_tokens is None and usage.completion_tokens is None:
         return None
     details, spent = usage.prompt_tokens_details, usage.completion_tokens_details
@@ -137,6 +177,8 @@ def _counts(usage: _Usage) -> Usage | None:
             output = max(hidden, 0)
         elif hidden > 0:
             output, reasoning = output + hidden, max(reasoning, hidden)
+    if (beside := usage.reasoning_tokens or 0) > (output or 0):
+        output, reasoning = (output or 0) + beside, beside
     if details is None and spent is None:
         return Usage(usage.prompt_tokens, output, cached, reasoning)
     written, long = (details and details.cache_write_tokens) or 0, (details and details.cache_write_1h_tokens) or 0
@@ -150,6 +192,8 @@ def _counts(usage: _Usage) -> Usage | None:
         audio_input=(details and details.audio_tokens) or 0,
         audio_output=(spent and spent.audio_tokens) or 0,
         image_input=(details and details.image_tokens) or 0,
+        cached_audio=(details and details.cached_audio_tokens) or 0,
+        image_output=(spent and spent.image_tokens) or 0,
     )
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's wire form, streams: facts of a stream as it passes, edits of its text, a whole answer made of it.
+"""OpenAI's wire form, streams: facts of a stream as it passes, and a whole answer made of it.
 
 A chunk's text sits in `choices[].delta` (chat) or `choices[].text` (completions). The frame with a choice's
 `finish_reason` is its last; then may come one with `choices: []` and `usage`; then `[DONE]`.
@@ -6,37 +6,20 @@ A chunk's text sits in `choices[].delta` (chat) or `choices[].text` (completions
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from noria.contracts.exchange import Usage
-from noria.contracts.stage import Channel, Transducer
-from noria.dialects.openai_answer import (
-    FIELDS,
-    SPELLED,
-    Fields,
-    edit_texts,
-    hide_logprobs,
-    hide_reasoning_echoes,
-    integer,
-    object_of,
-    read_usage,
-    string,
-)
-from noria.dialects.sse import FrameSplitter, data_of, frame_of, marked
+from noria.dialects.openai_answer import at_tier, read_usage
+from noria.dialects.sse import FrameSplitter, data_of, marked
 
 DONE = b"data: [DONE]\n\n"
-
-Open = Callable[[int, Channel], Transducer | None]
-"""A fresh transducer for (choice, channel), or None where that channel passes as it is."""
 
 OTHER, CONTENT, USAGE_ONLY = range(3)
 """What `StreamReader.read` says of a frame: `is_content`, `is_usage_only`, or neither."""
 
 _GARBAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_FIELDS_LIST = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _NOTHING = msgspec.Raw(b"null")
 
 
@@ -72,6 +55,7 @@ class _Chunk(msgspec.Struct):
     model: Any = None
     choices: list[_Choice] | None = None
     usage: msgspec.Raw = _NOTHING
+    service_tier: Any = None
     error: msgspec.Raw = _NOTHING
 
 
@@ -127,9 +111,9 @@ def _given(raw: msgspec.Raw | None) -> bool:
     return raw is not None and raw is not _NOTHING and bytes(raw) != b"null"
 
 
-_MARKS = (b'finish_reason":"', b'reason": ', b'"usage":{', b'"usage": {', b'"error"', b"DONE]")
+_MARKS = (b'finish_reason":"', b'finish_reason": "', b'"usage":{', b'"usage": {', b'"error"', b"DONE]")
 """In the frames that tell something new once content has come: a field that is not null, or the end. Quotes inside a text
-are escaped, so that no answer looks like one. Writers that put blanks after colons are read frame by frame."""
+are escaped, so that no answer looks like one."""
 
 
 class StreamReader:
@@ -138,7 +122,7 @@ class StreamReader:
     `content_frames` approximates the number of output tokens where the upstream sends no usage.
     """
 
-    __slots__ = ("_read", "_skimmed", "done", "error", "finish_reason", "id", "model", "usage")
+    __slots__ = ("_read", "_skimmed", "done", "error", "final", "finish_reason", "id", "model", "usage")
 
     def __init__(self) -> None:
         self.id = ""
@@ -146,6 +130,8 @@ class StreamReader:
         self.finish_reason = ""
         """Of the first choice that ended."""
         self.usage: Usage | None = None
+        self.final = False
+        """Whether `usage` is that of the whole answer: it came with the end of a choice, or after it."""
         self._read = 0
         self._skimmed: list[tuple[bytes, int, int]] = []
         self.done = False
@@ -167,8 +153,12 @@ class StreamReader:
         """Pass over frames of mere content: where the next one begins that must be read."""
         stop = marked(block, start, _MARKS)
         if stop > start:
-            self._skimmed.append((block, start, stop))
+            self.pass_over(block, start, stop)
         return stop
+
+    def pass_over(self, block: bytes, start: int, stop: int) -> None:
+        """Take note of frames that are known to tell no more than that there is content."""
+        self._skimmed.append((block, start, stop))
 
     def read(self, frame: bytes) -> int:
         """Take note of one frame; what it is (`CONTENT`, `USAGE_ONLY`, `OTHER`), so that it is decoded only once."""
@@ -187,162 +177,13 @@ class StreamReader:
             if not self.finish_reason:
                 self.finish_reason = next((str(c.finish_reason) for c in chunk.choices or () if c.finish_reason), "")
         if _given(chunk.usage):
-            self.usage = read_usage(chunk.usage) or self.usage
+            self.usage = at_tier(read_usage(chunk.usage), chunk.service_tier) or self.usage
+            self.final = self.final or not chunk.choices or bool(self.finish_reason)
             if not chunk.choices:
                 kind = USAGE_ONLY
         if _given(chunk.error):
             self.error = bytes(chunk.error)
         return kind
-
-
-class _Line(msgspec.Struct):
-    """One (choice, channel) on its way through a transducer."""
-
-    transducer: Transducer
-    key: str
-    """Where the delta keeps this channel's text: `content`, `text`, `reasoning`, …"""
-
-
-class StreamEditor:
-    """Sends the text of a stream through transducers, one for each (choice, channel).
-
-    A frame whose text comes out as it went in keeps its original bytes. What a transducer holds back at
-    the end of a choice leaves before the frame with its `finish_reason` does. Frames that have nothing
-    left to say are dropped. Transducers may raise `Blocked`; it passes through.
-    """
-
-    def __init__(self, open: Open) -> None:
-        self._open = open
-        self._lines: dict[int, dict[Channel, _Line | None]] = {}
-        self._edited: set[tuple[int, Channel]] = set()
-        self._like: Fields = {}
-        """Top level of the last chunk: what an extra frame is cloned from."""
-
-    def edit(self, frame: bytes) -> list[bytes]:
-        """The frames that leave for `frame`. Raises ValueError on data that is not a chunk: it cannot be judged."""
-        data = data_of(frame)
-        if data is None:
-            return [frame]
-        if data.startswith(b"[DONE]"):
-            return [*self.end(), frame]
-        try:
-            fields: Fields = dict(FIELDS.decode(data))
-            choices: list[Fields] = list(_FIELDS_LIST.decode(fields.get("choices") or b"[]")) if _is_list(fields) else []
-            return self._edit_chunk(frame, fields, choices) if choices else [frame]
-        except _GARBAGE as e:
-            raise ValueError(f"an event of the stream is no chunk in OpenAI's form: {e}") from None
-
-    def end(self) -> list[bytes]:
-        """The frames with what is still held back, for a stream that ends without a word."""
-        return [frame for index in list(self._lines) for frame in self._flush(index, set())]
-
-    def _edit_chunk(self, frame: bytes, fields: Fields, choices: list[Fields]) -> list[bytes]:
-        self._like = fields
-        before: list[bytes] = []
-        edited = [self._edit_choice(choice, before) for choice in choices]
-        if not any(changed for changed, _ in edited):
-            return [*before, frame]
-        if all(silent for _, silent in edited) and not _given(fields.get("usage")):
-            return before
-        return [*before, frame_of(msgspec.json.encode(fields | {"choices": choices}))]
-
-    def _edit_choice(self, choice: Fields, before: list[bytes]) -> tuple[bool, bool]:
-        """Edit one choice in place; (it changed, it has nothing left to say). Frames due first go to `before`."""
-        index = integer(choice.get("index"))
-        last = bool(string(choice.get("finish_reason")))
-        holder = object_of(choice["delta"]) if _is_object(choice.get("delta")) else choice
-        flushed: set[Channel] = set()
-
-        def through(channel: Channel, text: str) -> str:
-            line = self._line(index, channel, holder)
-            if line is None:
-                return text
-            out = line.transducer.feed(text)
-            if last:
-                flushed.add(channel)
-                out += line.transducer.flush()
-            return out
-
-        changed = edit_texts(holder, through)
-        self._edited |= {(index, channel) for channel in changed}
-        if last:
-            before += self._flush(index, flushed)
-        hidden = self._hide_echoes(index, choice, holder)
-        if not changed and not hidden:
-            return False, False
-        if changed & SPELLED:
-            hide_logprobs(choice)
-        if holder is not choice:
-            choice["delta"] = holder
-        return True, not last and _is_silent(holder)
-
-    def _hide_echoes(self, index: int, choice: Fields, holder: Fields) -> bool:
-        """Leave out second copies of text that has been edited: the cumulative `message` (Perplexity), reasoning blocks."""
-        size = len(choice) + len(holder)
-        if "message" in choice and any(i == index for i, _ in self._edited):
-            del choice["message"]
-        if (index, "reasoning") in self._edited:
-            hide_reasoning_echoes(holder)
-        return len(choice) + len(holder) != size
-
-    def _line(self, index: int, channel: Channel, holder: Fields) -> _Line | None:
-        lines = self._lines.setdefault(index, {})
-        if channel not in lines:
-            transducer = self._open(index, channel)
-            lines[channel] = None if transducer is None else _Line(transducer, _key_of(channel, holder))
-        return lines[channel]
-
-    def _flush(self, index: int, flushed: set[Channel]) -> list[bytes]:
-        frames = []
-        for channel, line in self._lines.pop(index, {}).items():
-            if line is not None and channel not in flushed and (text := line.transducer.flush()):
-                self._edited.add((index, channel))
-                frames.append(self._extra(index, channel, line.key, text))
-        return frames
-
-    def _extra(self, index: int, channel: Channel, key: str, text: str) -> bytes:
-        """A chunk of our own with `text`, like the last one in id, created and model."""
-        choice: dict[str, Any] = {"index": index}
-        if key == "text":
-            choice |= {"text": text, "logprobs": None}
-        elif key == "function_call":
-            choice["delta"] = {key: {"arguments": text}}
-        elif key in _INNER:
-            choice["delta"] = {"tool_calls": [{"index": int(channel.partition(".")[2]), key: {_INNER[key]: text}}]}
-        else:
-            choice["delta"] = {key: text}
-        like = {name: None if name == "usage" else value for name, value in self._like.items()}
-        return frame_of(msgspec.json.encode(like | {"choices": [choice | {"finish_reason": None}]}))
-
-
-_INNER = {"function": "arguments", "custom": "input"}
-
-
-def _key_of(channel: Channel, holder: Fields) -> str:
-    if channel == "content":
-        return "text" if "text" in holder else "content"
-    if channel == "reasoning":
-        return "reasoning_content" if string(holder.get("reasoning_content")) else "reasoning"
-    if channel.startswith("tool."):
-        return "function_call" if "function_call" in holder else "function"
-    return "custom" if channel.startswith("custom.") else channel
-
-
-def _is_list(fields: Fields) -> bool:
-    return bytes(fields.get("choices") or b"").startswith(b"[")
-
-
-def _is_object(raw: Any) -> bool:
-    return raw is not None and bytes(raw).startswith(b"{")
-
-
-def _is_silent(holder: Fields) -> bool:
-    """Whether nothing but empty text and nulls is left of a delta (or of a legacy choice)."""
-    return all(
-        value in ("", None) or (isinstance(value, msgspec.Raw) and bytes(value) in (b'""', b"null", b"[]"))
-        for key, value in holder.items()
-        if key not in ("index", "logprobs", "finish_reason")
-    )
 
 
 def assemble(stream: bytes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import msgspec
 
 from noria.contracts.error import RequestError
 from noria.contracts.exchange import Answer, Usage
-from noria.dialects.openai_answer import read_usage
+from noria.dialects.openai_answer import at_tier, read_usage
 from noria.dialects.openai_stream import CONTENT, OTHER
 from noria.dialects.sse import FrameSplitter, data_of, frame_end, marked
 from noria.dialects.upstream import ReaderTap, message_of
@@ -54,6 +54,7 @@ _NONE = msgspec.Raw(b"null")
 class _Kind(msgspec.Struct):
     type: Any = None
     role: Any = None
+    action: Any = None
 
 
 _KINDS = msgspec.json.Decoder(list[_Kind])
@@ -125,6 +126,7 @@ class _Response(msgspec.Struct):
     incomplete_details: Any = None
     usage: Any = None
     error: msgspec.Raw = _NONE
+    service_tier: Any = None
 
 
 class _Event(msgspec.Struct):
@@ -147,7 +149,7 @@ def read_native(body: bytes) -> Answer:
         raise ValueError("not a Response: it has no output")
     if response.status not in ("completed", "incomplete"):
         raise ValueError(f"a Response with the status {response.status!r}: {message_of(body) or 'without words'}")
-    return Answer(_str(response.id), _str(response.model), _finish(response), _usage(response.usage))
+    return Answer(_str(response.id), _str(response.model), _finish(response), _usage(response))
 
 
 _MARKS = (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"error"')
@@ -165,6 +167,11 @@ class NativeReader:
         self.done = False
         self.usage: Usage | None = None
         self.error: bytes | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether `usage` is that of the whole answer: it comes with its end, or not at all."""
+        return self.usage is not None
 
     @property
     def started(self) -> bool:
@@ -204,7 +211,7 @@ class NativeReader:
     def _take(self, response: _Response) -> None:
         self.id = self.id or _str(response.id)
         self.model = _str(response.model) or self.model
-        self.usage = _usage(response.usage) or self.usage
+        self.usage = _usage(response) or self.usage
 
     def _end(self, kind: str, response: _Response | None, data: bytes) -> None:
         self.done = True
@@ -295,9 +302,28 @@ def _finish(response: _Response) -> str:
     return "tool_calls" if kinds and kinds[-1].endswith("_call") else "stop"
 
 
-def _usage(told: Any) -> Usage | None:
+_BY_THE_PIECE = frozenset({"file_search_call", "code_interpreter_call", "image_generation_call", "shell_call"})
+"""Items of tools that OpenAI runs and bills beside the tokens, at prices that depend on more than their number."""
+
+
+def _usage(response: _Response) -> Usage | None:
+    told, items = response.usage, response.output or ()
     if not isinstance(told, dict):
         return None
+    searches = sum(searched(item.type, item.action) for item in items)
+    apart = len({item.type for item in items if isinstance(item.type, str)} & _BY_THE_PIECE)
+    found = at_tier(_read(told), response.service_tier)
+    if found is None or not (searches or apart):
+        return found
+    return msgspec.structs.replace(found, searches=searches, apart=found.apart + apart)
+
+
+def searched(kind: Any, action: Any) -> bool:
+    """Whether an item is a search: opening a page that was found, and finding a word in it, cost their tokens alone."""
+    return kind == "web_search_call" and (not isinstance(action, dict) or action.get("type", "search") == "search")
+
+
+def _read(told: dict[str, Any]) -> Usage | None:
     names = {"input_tokens": "prompt_tokens", "output_tokens": "completion_tokens"}
     names |= {f"{old}_details": f"{new}_details" for old, new in names.items()}
     return read_usage(msgspec.json.encode({names.get(name, name): value for name, value in told.items()}))

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 
-from noria.contracts.error import Conflict
-from noria.contracts.port import BlobStore, Counter, Engine, Job, Queue, Record, RecordStore, Write
+from noria.contracts.dataset import Member, Rejection, StoredRow, Version
+from noria.contracts.error import Conflict, NotFound
+from noria.contracts.port import BlobStore, Counter, DatasetStore, DeadJob, Engine, Job, Queue, Record, RecordStore, Write
+from noria.kit.sql_datasets import id_bytes, pack
 
 
 class MemoryRecords:
@@ -151,6 +153,20 @@ class MemoryQueue:
         leased = sum(e.token is not None for e in entries)
         return len(entries) - dead - leased, leased, dead
 
+    async def dead(self, tenant: str, *, limit: int = 1000) -> list[DeadJob]:
+        """As `Queue.dead`."""
+        entries = [e for (t, _), found in self._entries.items() if t == tenant for e in found.values() if e.dead]
+        entries.sort(key=lambda e: (e.put_ns, e.job.queue, e.job.id))
+        return [DeadJob(e.job.queue, e.job.id, e.job.body, e.job.attempt, e.put_ns) for e in entries[: max(0, limit)]]
+
+    async def revive(self, tenant: str, queue: str, id: str, *, now_ns: int) -> bool:
+        """As `Queue.revive`."""
+        entry = self._entries.get((tenant, queue), {}).get(id)
+        if entry is None or not entry.dead:
+            return False
+        entry.dead, entry.ready_ns = False, now_ns
+        return True
+
     def _held(self, tenant: str, job: Job) -> _Entry:
         entry = self._entries.get((tenant, job.queue), {}).get(job.id)
         if entry is None or entry.token is None or entry.token != job.token:
@@ -237,4 +253,99 @@ class MemoryBlobs:
         return self._blobs.pop((tenant, name), None) is not None
 
 
-ENGINE = Engine(serves={RecordStore: MemoryRecords, Queue: MemoryQueue, Counter: MemoryCounter, BlobStore: MemoryBlobs})
+class MemoryDatasets:
+    """`DatasetStore` in dicts."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._rows: dict[tuple[str, str], StoredRow] = {}
+        self._versions: dict[tuple[str, str, str], tuple[Version, int]] = {}
+        """With the time at which it was the latest."""
+        self._members: dict[tuple[str, str], list[Member]] = {}
+        self._rejections: dict[tuple[str, str, str], list[Rejection]] = {}
+
+    async def add(self, tenant: str, rows: Sequence[StoredRow]) -> int:
+        """As `DatasetStore.add`."""
+        before = len(self._rows)
+        for row in rows:
+            id_bytes(row.id)
+        for row in rows:
+            self._rows.setdefault((tenant, row.id), row)
+        return len(self._rows) - before
+
+    async def rows(self, tenant: str, ids: Sequence[str]) -> list[StoredRow]:
+        """As `DatasetStore.rows`."""
+        return [self._rows[tenant, i] for i in dict.fromkeys(ids) if id_bytes(i) and (tenant, i) in self._rows]
+
+    async def put(
+        self, tenant: str, version: Version, members: Iterable[Member], rejections: Iterable[Rejection], *, now_ns: int
+    ) -> bool:
+        """As `DatasetStore.put`."""
+        listed = list(members)
+        list(pack(listed))  # what is wrong with the members is refused as elsewhere
+        key = (tenant, version.name, version.id)
+        if key in self._versions:
+            self._versions[key] = (self._versions[key][0], now_ns)
+            return False
+        if missing := sum((tenant, m.row) not in self._rows for m in listed):
+            raise NotFound(f"{missing} rows of this version are not stored.", code="rows_missing", hint="Add the rows first.")
+        self._versions[key] = (version, now_ns)
+        self._members.setdefault((tenant, version.id), listed)
+        self._rejections[key] = list(rejections)
+        return True
+
+    async def version(self, tenant: str, name: str, id: str) -> Version | None:
+        """As `DatasetStore.version`."""
+        found = self._versions.get((tenant, name, id))
+        return found[0] if found else None
+
+    async def versions(
+        self, tenant: str, *, name: str = "", prefix: str = "", limit: int = 1000, offset: int = 0
+    ) -> list[Version]:
+        """As `DatasetStore.versions`."""
+        found = [
+            (-latest, version.name, version.id, version)
+            for (owner, named, digits), (version, latest) in self._versions.items()
+            if owner == tenant and name in ("", named) and digits.startswith(prefix)
+        ]
+        return [v for *_, v in sorted(found, key=lambda f: f[:3])][max(0, offset) :][: max(0, limit)]
+
+    async def members(self, tenant: str, version: str, *, after: str = "", split: str = "", limit: int = 1000) -> list[Member]:
+        """As `DatasetStore.members`."""
+        listed = self._members.get((tenant, version), [])
+        return [m for m in listed if m.row > after and split in ("", m.split)][: max(0, limit)]
+
+    async def rejections(self, tenant: str, name: str, version: str, *, offset: int = 0, limit: int = 1000) -> list[Rejection]:
+        """As `DatasetStore.rejections`."""
+        return self._rejections.get((tenant, name, version), [])[offset:][: max(0, limit)]
+
+    async def holding(self, tenant: str, subject: str) -> list[Version]:
+        """As `DatasetStore.holding`."""
+        mine = {row.id for (owner, _), row in self._rows.items() if owner == tenant and subject and row.subject == subject}
+        holds = {
+            version
+            for (owner, version), listed in self._members.items()
+            if owner == tenant and any(m.row in mine for m in listed)
+        }
+        return [v for v in await self.versions(tenant, limit=len(self._versions)) if v.id in holds]
+
+    async def erase(self, tenant: str, subject: str) -> int:
+        """As `DatasetStore.erase`."""
+        mine = [key for key, row in self._rows.items() if key[0] == tenant and subject and row.subject == subject]
+        for key in mine:
+            self._rows[key] = msgspec.structs.replace(self._rows[key], data=b"")
+        return len(mine)
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+
+ENGINE = Engine(
+    serves={
+        RecordStore: MemoryRecords,
+        Queue: MemoryQueue,
+        Counter: MemoryCounter,
+        BlobStore: MemoryBlobs,
+        DatasetStore: MemoryDatasets,
+    }
+)

@@ -23,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
 from noria.contracts.error import ConfigError, StoreError, Unavailable, boundary
-from noria.contracts.port import Counter, Engine, Queue, RecordStore
+from noria.contracts.port import Counter, DatasetStore, Engine, Queue, RecordStore
 from noria.kit.sql import (
     MIGRATIONS,
     NEWEST,
@@ -38,6 +38,7 @@ from noria.kit.sql import (
     migrate,
     render,
 )
+from noria.kit.sql_datasets import SqlDatasets
 
 T = TypeVar("T")
 
@@ -279,4 +280,18 @@ class PostgresCounter(SqlCounter):
         super().__init__(PostgresDatabase(url))
 
 
-ENGINE = Engine(serves={RecordStore: PostgresRecords, Queue: PostgresQueue, Counter: PostgresCounter})
+class PostgresDatasets(SqlDatasets):
+    """`DatasetStore` in Postgres."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(PostgresDatabase(url))
+
+
+ENGINE = Engine(
+    serves={
+        RecordStore: PostgresRecords,
+        Queue: PostgresQueue,
+        Counter: PostgresCounter,
+        DatasetStore: PostgresDatasets,
+    }
+)

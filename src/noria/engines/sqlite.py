@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from noria.contracts.error import ConfigError, NoriaError, StoreError, boundary
-from noria.contracts.port import Counter, Engine, Queue, RecordStore
+from noria.contracts.port import CacheStore, Counter, DatasetStore, Engine, Queue, RecordStore
 from noria.kit.sql import Call, Dialect, Query, Rows, SqlCounter, SqlQueue, SqlRecords, Transaction, drive, migrate, render
+from noria.kit.sql_datasets import SqlDatasets
+from noria.kit.sqlite_cache import SqliteCacheFile
 
 T = TypeVar("T")
 
@@ -242,4 +244,26 @@ class SqliteCounter(SqlCounter):
         super().__init__(SqliteDatabase(url))
 
 
-ENGINE = Engine(serves={RecordStore: SqliteRecords, Queue: SqliteQueue, Counter: SqliteCounter})
+class SqliteDatasets(SqlDatasets):
+    """`DatasetStore` in a SQLite file."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(SqliteDatabase(url))
+
+
+class SqliteCache(SqliteCacheFile):
+    """`CacheStore` in a SQLite file of its own: it is deleted where it is damaged."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(path_of(url))
+
+
+ENGINE = Engine(
+    serves={
+        RecordStore: SqliteRecords,
+        Queue: SqliteQueue,
+        Counter: SqliteCounter,
+        DatasetStore: SqliteDatasets,
+        CacheStore: SqliteCache,
+    }
+)

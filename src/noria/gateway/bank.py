@@ -4,6 +4,9 @@ The counter of an account is an upper bound of the truth at every moment: it ris
 falls after the worker has given back. What makes it too high (a worker killed with a slice, an answer lost, a keeper killed
 between two steps) is found by `rebuild`: spent according to the ledger, plus what living workers hold. The ledger is read
 after each worker's report has been followed by everything that its spool held then, so nothing is missed between the two.
+
+Counters that several nodes share are not rebuilt: a node's ledger is not the whole of it. There each node vouches for the
+places that its workers hold (`Tenure`), and what a dead worker had of a minute or of a budget ends with its window.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ from noria.contracts.port import Clock, Counter
 from noria.gateway.lease import Grant, Holding, Want
 
 HUGE = 2**62
-BUDGET, PERMITS = "budget:", "permits:"
-"""Accounts with a ledger; accounts of things that are held and given back, never spent. Others end with their minute."""
+BUDGET, PERMITS, RATE = "budget:", "permits:", "rate:"
+"""Accounts with a ledger; accounts of things that are held and given back, never spent; accounts that end with their minute."""
 PATIENCE = 40
 """Looks, of 20 ms each, for workers that have not told yet what they hold to a keeper that has just begun."""
 REST_NS = 10_000_000_000
@@ -43,22 +46,32 @@ class Ledger(Protocol):
         ...
 
 
+class Tenure(Protocol):
+    """Places of several nodes in one counter: each vouches for its own, from time to time."""
+
+    async def vouch(self, tenant: str, account: str, held: int, *, all_told: bool, now_ns: int) -> None:
+        """This node's workers hold so many now; more where not `all_told`: some have not spoken yet. Raises `StoreError`."""
+        ...
+
+
 class Held(msgspec.Struct):
     """What one holder has of one account, as the keeper knows it."""
 
     op: int = 0
     taken: int = 0
     paid: int = 0
+    free: int = 0
 
 
 class Bank:
-    """Grants slices. One a keeper; `rebuilds` is False where other keepers share the counters."""
+    """Grants slices. One a keeper; `tenure` is given where other keepers share the counters."""
 
-    def __init__(self, counters: Counter, ledger: Ledger, clock: Clock, *, rebuilds: bool = True) -> None:
+    def __init__(self, counters: Counter, ledger: Ledger, clock: Clock, *, tenure: Tenure | None = None) -> None:
         self._counters = counters
         self._ledger = ledger
         self._clock = clock
-        self._rebuilds = rebuilds
+        self._tenure = tenure
+        self._rebuilds = tenure is None
         self._began = clock.now_ns()
         self._held: dict[str, dict[tuple[str, str], Held]] = {}
         self._complete: set[str] = set()
@@ -86,9 +99,8 @@ class Bank:
             await self._told(key, held, Holding(want.account, want.op, want.taken, want.paid))
             if key not in self._expires:
                 await self._meet(key, want.expires_ns)
-            amount = await self._grant(key, want)
+            amount, total = await self._grant(key, want)
             held.taken += amount
-            total = await self._counters.read(*key, now_ns=self._clock.now_ns())
         if not amount and key in self._sound and self._clock.now_ns() - self._sound[key] > REST_NS:
             self._stale[key] = None
         return Grant(amount, max(0, want.ceiling - total), max(0, total - self.reserved(key)))
@@ -97,7 +109,7 @@ class Bank:
         """The first that this keeper hears of an account. One that no keeper knew begins with what was spent before it was
         there, and with what workers hold, of whom all must have spoken.
         """
-        if key[1].startswith((BUDGET, PERMITS)):
+        if key[1].startswith(BUDGET) or (self._rebuilds and key[1].startswith(PERMITS)):
             now = self._clock.now_ns()
             known = (key[0], f"known:{key[1]}")
             if not await self._counters.read(*known, now_ns=now):
@@ -113,15 +125,18 @@ class Bank:
             self._stale[key] = None
         self._expires[key] = expires_ns
 
-    async def _grant(self, key: tuple[str, str], want: Want) -> int:
-        """The nearer the ceiling, the smaller: half of what is left, shared among the holders."""
+    async def _grant(self, key: tuple[str, str], want: Want) -> tuple[int, int]:
+        """What is granted, and what is taken in all then. The nearer the ceiling, the less: half of what is left, shared among
+        the holders.
+        """
         now = self._clock.now_ns()
-        room = want.ceiling - await self._counters.read(*key, now_ns=now)
-        fair = room // (2 * max(1, len(self._held)))
+        total = await self._counters.read(*key, now_ns=now)
+        fair = (want.ceiling - total) // (2 * max(1, len(self._held)))
         size = max(want.least, min(want.want, fair))
-        return await self._counters.take(
+        amount = await self._counters.take(
             *key, want=size, least=want.least, ceiling=want.ceiling, expires_ns=want.expires_ns, now_ns=now
         )
+        return amount, total + amount
 
     async def hold(self, tenant: str, holder: str, holdings: list[Holding], *, full: bool) -> bool:
         """As `Leases.hold`."""
@@ -138,7 +153,7 @@ class Bank:
         if said.op < held.op:
             return
         over = held.taken - said.taken
-        held.op, held.taken, held.paid = said.op, said.taken, said.paid
+        held.op, held.taken, held.paid, held.free = said.op, said.taken, said.paid, said.free
         if over > 0:
             await self._counters.give(*key, over, now_ns=self._clock.now_ns())
 
@@ -148,12 +163,34 @@ class Bank:
         """What living workers hold of an account and have not paid with: free, or set aside for exchanges under way."""
         return sum(max(0, h.taken - h.paid) for accounts in self._held.values() if (h := accounts.get(key)) is not None)
 
+    def leases(self, tenant: str, account: str) -> dict[str, Held]:
+        """What each living worker of this node has taken of an account, and paid, as of its last word."""
+        key = (tenant, account)
+        return {holder: h for holder, accounts in self._held.items() if (h := accounts.get(key)) is not None and h.taken}
+
+    def met(self, tenant: str, account: str) -> bool:
+        """Whether a worker of this node has asked for some of an account since this keeper began."""
+        return (tenant, account) in self._expires
+
     async def used(self, tenant: str, account: str) -> tuple[int, int]:
         """(spent for good, held by workers) of an account."""
-        key = (tenant, account)
-        total = await self._counters.read(*key, now_ns=self._clock.now_ns())
-        held = min(total, self.reserved(key))
+        total = await self.taken(tenant, account)
+        held = min(total, self.reserved((tenant, account)))
         return total - held, held
+
+    async def taken(self, tenant: str, account: str) -> int:
+        """What is spent and what is held of an account, together. Raises `StoreError`."""
+        return await self._counters.read(tenant, account, now_ns=self._clock.now_ns())
+
+    async def vouch(self) -> None:
+        """For the places that this node's workers hold, where other nodes count them too. Raises `StoreError`."""
+        if self._tenure is None:
+            return
+        all_told = not self._silent()
+        for key in {key for holdings in self._held.values() for key in holdings} | set(self._expires):
+            if key[1].startswith(PERMITS):
+                async with self._lock(key):
+                    await self._tenure.vouch(*key, self.reserved(key), all_told=all_told, now_ns=self._clock.now_ns())
 
     # -- putting right ------------------------------------------------------------------------------
 

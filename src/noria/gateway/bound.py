@@ -30,7 +30,7 @@ TOOLS_TOKENS = 1024
 LIMITS = ("max_completion_tokens", "max_tokens")
 _NEEDLES = (b'"image', b'"file', b'"video', b'"document', b'"input_', b"\\u00")
 """What a request with a part that is no text must contain: in its type, or in an escape that hides it."""
-_RUN_BY_PROVIDER = ("web_search_options", "plugins", "search_parameters")
+_RUN_BY_PROVIDER = frozenset({"web_search_options", "plugins", "search_parameters"})
 _TAKE_BOTH = frozenset({"local", "scripted", "anthropic"})
 """Providers that take either name of the output limit; those of known vendors translate."""
 _OWN_NAMES = frozenset({"openai", "azure"})
@@ -52,11 +52,11 @@ def bound(x: Exchange) -> Bound:
     if x.native:
         size = max(size, sum(map(len, x.native.values())))
     output = 0 if x.kind == "embedding" else answers(x) * (output_limit(x) or DEFAULT_OUTPUT)
-    images, unbounded = _others(x)
+    images, unbounded = others(x)
     total = size + images * IMAGE_TOKENS
     if "tools" in body or "functions" in body:
         total += TOOLS_TOKENS
-    if unbounded or any(name in body for name in _RUN_BY_PROVIDER):
+    if unbounded or not _RUN_BY_PROVIDER.isdisjoint(body):
         total = max(total, LONGEST_CONTEXT)
     if "prediction" in body:
         output += len(body["prediction"])  # rejected predictions are billed as output
@@ -64,15 +64,16 @@ def bound(x: Exchange) -> Bound:
 
 
 def reserve_amount(x: Exchange, found: Bound | None = None) -> int | None:
-    """Nano-dollars that `x` can cost at most by its dearest endpoint; None where a price is unknown."""
+    """Nano-dollars that `x` can cost at most by its dearest endpoint, at the prices of when it began; None where one is unknown."""
     assert x.release is not None, "admit comes first"
     found = found or bound(x)
     amount = 0
     for e in x.release.route:
-        if e.price is None:
+        price = e.price_at(x.started_ns)
+        if price is None:
             return None
         taken = found.input if e.context is None or found.input <= e.context else max(e.context, _text(x))
-        amount = max(amount, most(e.price, taken, found.output, seconds=e.timeouts.total))
+        amount = max(amount, most(price, taken, found.output, seconds=e.timeouts.total))
     hedge = x.release.routing.hedge
     return amount if hedge is None else amount * (1 + hedge.most)  # both attempts of a race may bill
 
@@ -146,7 +147,7 @@ def _native(x: Exchange, value: Raw) -> dict[str, Raw]:
     return {**x.native, name: value} if name else {}
 
 
-def _others(x: Exchange) -> tuple[int, bool]:
+def others(x: Exchange) -> tuple[int, bool]:
     """Images in a request, and whether it has parts that only the context window bounds."""
     images, unbounded = 0, False
     for name in ("messages", "input", "tools"):
@@ -158,7 +159,7 @@ def _others(x: Exchange) -> tuple[int, bool]:
             unbounded |= any(isinstance(t, dict) and t.get("type", "function") != "function" for t in _list(listed))
             continue
         data = bytes(raw)
-        if any(needle in data for needle in _NEEDLES):
+        if any([needle in data for needle in _NEEDLES]):  # noqa: C419  a generator costs three times as much here
             for kind in _kinds(_decoded(raw)):
                 images += kind.startswith(("image", "input_image"))
                 unbounded |= kind.startswith(("file", "input_file", "video", "input_video", "document"))

@@ -2,11 +2,13 @@
 
 Looked up after the inward guard and before money is reserved, so the key is of what the model would be sent. What is
 kept is what the model said, before any outward stage: guards judge each replay anew, and what was masked for one
-caller is restored only from the vault of the one who asks.
+caller is restored only from the vault of the one who asks. A worker looks into its own memory first, then into what all
+workers share (`gateway.tier`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -21,9 +23,15 @@ from noria.contracts.trace import CacheUse
 from noria.gateway.flight import Flight, Gate, Send, given
 from noria.gateway.sameness import Sameness, Wishes, wishes
 from noria.gateway.shelf import Kept, Shelf
+from noria.gateway.tier import Tier, Written
 from noria.gateway.vectors import Index
 
-EVENTS = ("evaluated", "hit", "semantic", "joined", "stored", "bypassed", "evicted", "expired", "embedder_away")
+EVENTS = (
+    "evaluated", "hit", "semantic", "joined", "stored", "bypassed", "evicted", "expired", "embedder_away",
+    "shared", "shared_late", "shared_failed", "shared_unwritten", "purged",
+)  # fmt: skip
+DROPPED_AT_ONCE = 500
+"""Answers looked at in one step of a purge: below 0.5 ms."""
 
 MOST_INDEXES = 3
 """Indexes of one app that are kept besides a new one: those of its releases, and of a configuration that may come back."""
@@ -165,7 +173,9 @@ class Recall:
     def __init__(self, release: Release, caching: Caching, cache: Cache, likeness: Likeness | None = None) -> None:
         self._cache = cache
         self._caching = caching
+        self._release = release
         self._sameness = Sameness(release, caching, cache.secret)
+        self._secret = cache.secret
         self._shelf = cache.shelf(release.app, caching.max_bytes)
         self._likeness = likeness
 
@@ -174,6 +184,9 @@ class Recall:
         counts = self._cache.counts
         counts["evaluated"] += 1
         wish = wishes(x.cache_control)
+        if self._secret is not self._cache.secret:
+            self._secret = self._cache.secret
+            self._sameness = Sameness(self._release, self._caching, self._secret)
         prefix = self._sameness.prefix(x)
         if prefix is None or not (wish.read or wish.store):
             counts["bypassed"] += 1
@@ -204,24 +217,34 @@ class Recall:
         kept = self._fresh(key, wish) if wish.read else None
         if kept is not None:
             return self._hit(x, kept, account)
-        if wish.only and self._likeness is None:
+        if wish.only and self._likeness is None and self._tier is None:
             raise _not_cached()
         return None
+
+    @property
+    def _tier(self) -> Tier | None:
+        """What all workers share, where this release has a part in it and the keeper has said where it is."""
+        return self._cache.tier if self._caching.ttl > 0 and self._caching.shared_bytes > 0 else None
 
     async def _ask(self, x: Exchange, key: bytes, prefix: bytes, account: Noted, wish: Wishes) -> Turn:
         flights = self._cache.flights
         shared = self._caching.single_flight and wish.read and key not in flights
-        flight = Flight(stream=x.stream, shared=shared)
+        tier = self._cache.tier
+        since = tier.seen(x.tenant) if tier is not None else 0
+        flight = Flight(stream=x.stream, shared=shared, tenant=x.tenant, subject=x.subject, since=since)
         turn = Asking(self, key, flight, store=wish.store and self._caching.ttl > 0)
         if shared:
             flights[key] = flight
         kept, found = None, False
         try:
-            if self._likeness is not None:
+            if wish.read and self._tier is not None:
+                kept = await self._shared(self._tier, x.tenant, key, wish)
+            if self._likeness is not None and kept is None:
                 turn.probe = await self._likeness.probe(x, prefix, self._sameness)
                 self._cache.counts["embedder_away"] += turn.probe is None
                 if turn.probe is not None and wish.read:
                     kept = self._likeness.match(turn.probe, lambda k: self._fresh(k, wish))
+                    kept = None if kept is None else self._alias(key, kept)
             if kept is None and wish.only:
                 raise _not_cached()
             found = kept is None
@@ -232,7 +255,15 @@ class Recall:
         if kept is None:
             account.headers.append(("x-noria-cache", "miss"))
             return turn
-        return self._hit(x, self._alias(key, kept), account)
+        return self._hit(x, kept, account)
+
+    async def _shared(self, tier: Tier, tenant: str, key: bytes, wish: Wishes) -> Kept | None:
+        """What another worker, or an earlier one, has kept; from now on in this one's memory too."""
+        kept = await tier.find(tenant, key)
+        if kept is None:
+            return None
+        self._shelf.put(key, kept)
+        return kept if self._is_fresh(kept, wish) else None
 
     def _alias(self, key: bytes, kept: Kept) -> Kept:
         """The answer under this wording's own key too, marked as what it is: a repetition needs no embedding."""
@@ -242,11 +273,13 @@ class Recall:
 
     def _fresh(self, key: bytes, wish: Wishes) -> Kept | None:
         kept = self._shelf.get(key)
-        if kept is None:
-            return None
+        return kept if kept is not None and self._is_fresh(kept, wish) else None
+
+    def _is_fresh(self, kept: Kept, wish: Wishes) -> bool:
+        """Whether it may be given: `ttl` binds at once where it was lowered, also to none."""
         now = self._cache.now()
         old, left = (now - kept.stored_ns) / 1e9, (kept.expires_ns - now) / 1e9
-        return kept if old <= wish.max_age and left >= wish.min_fresh else None
+        return old <= wish.max_age and old < self._caching.ttl and left >= wish.min_fresh
 
     def _hit(self, x: Exchange, kept: Kept, account: Noted) -> Turn:
         self._tell(account, "semantic" if kept.semantic else "hit")
@@ -269,10 +302,18 @@ class Recall:
         """Put a call's answer on the shelf, once, where it came whole to a good end."""
         if flight.stored or flight.end is None or not flight.end.complete or account.native or self._caching.ttl <= 0:
             return
+        app, tier = self._release.app, self._cache.tier
+        if tier is not None and tier.covered(flight.tenant, app, flight.subject, flight.since):
+            return
         now = self._cache.now()
-        kept = Kept(flight.body, flight.stream, now, now + round(self._caching.ttl * 1e9), cost, flight.upstream_id)
+        kept = Kept(
+            flight.body, flight.stream, now, now + round(self._caching.ttl * 1e9), cost, flight.upstream_id,
+            tenant=flight.tenant, subject=flight.subject,
+        )  # fmt: skip
         flight.stored = self._shelf.put(key, kept)
         self._cache.counts["stored"] += flight.stored
+        if flight.stored and self._tier is not None:
+            self._tier.keep(Written(key, app, kept, self._caching.shared_bytes, flight.since))
 
     def resembles(self, probe: Any, key: bytes) -> None:
         """Let questions that mean the same find the answer under `key`."""
@@ -298,9 +339,31 @@ class Cache:
         self.flights: dict[bytes, Flight] = {}
         self.counts: dict[str, int] = dict.fromkeys(EVENTS, 0)
         self.saved_nanousd = 0
+        self.tier: Tier | None = None
+        """What all workers share; None until it is known where it is."""
         self._shelves: dict[str, Shelf] = {}
         self._indexes: dict[tuple[str, bytes, int], Index] = {}
         self._gone = {"evicted": 0, "expired": 0}
+
+    def share(self, secret: bytes) -> None:
+        """Name answers as all workers do. What was kept under another secret will not be found again: it is let go."""
+        if secret != self.secret:
+            self.secret = secret
+            self.flights.clear()
+            self._indexes.clear()
+            for shelf in self._shelves.values():
+                shelf.clear()
+
+    async def forget(self, tenant: str, app: str, subject: str) -> None:
+        """Drop the tenant's answers of an app, of a subject, or (both empty) all; a few at a time."""
+        for name, shelf in list(self._shelves.items()):
+            for n, key in enumerate(shelf.keys() if app in ("", name) else ()):
+                kept = shelf.peek(key)
+                if kept is not None and kept.tenant == tenant and subject in ("", kept.subject):
+                    shelf.drop(key)
+                    self.counts["purged"] += 1
+                if n % DROPPED_AT_ONCE == DROPPED_AT_ONCE - 1:
+                    await asyncio.sleep(0)
 
     def shelf(self, app: str, max_bytes: int) -> Shelf:
         """The app's answers; its releases share the room, the last one wired says how much there is."""

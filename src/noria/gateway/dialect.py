@@ -62,6 +62,7 @@ def spoken(x: Exchange, call: ModelCall, params: Raws) -> Spoken:
         call.stream,
         call.body,
         call.traceparent,
+        hear=call.hear,
         spoken=x.dialect,
         native=request_of(x.dialect, x.native, params) if x.native and not _limited(x) else None,
         native_headers=x.native_headers,
@@ -101,6 +102,7 @@ def voiced(call: Spoken, provider: Provider, ear: Ear | None, told: Told) -> Mod
             call.traceparent,
             dialect=call.spoken,
             headers=call.native_headers,
+            hear=call.hear,
         )
     made, lost = translated(call, provider)
     told.native = False
@@ -114,14 +116,14 @@ def translated(call: Spoken, provider: Provider) -> tuple[ModelCall, tuple[str, 
     """The call in chat form and what that lost; extension fields stay for an endpoint of the same dialect."""
     lost = tuple(f"The header {name} was not forwarded: the request was translated." for name, _ in call.native_headers)
     if call.spoken in provider.speaks and call.spoken != "responses":
-        return ModelCall(call.exchange, call.kind, call.stream, call.body, call.traceparent), lost
+        return ModelCall(call.exchange, call.kind, call.stream, call.body, call.traceparent, hear=call.hear), lost
     known = call.plain.get(provider.understands)
     if known is None:
         if call.spoken == "responses":
             body, more = plain(call.body)
         else:
             body, more = lower(call.body, call.subject, provider.understands)
-        made = ModelCall(call.exchange, call.kind, call.stream, body, call.traceparent)
+        made = ModelCall(call.exchange, call.kind, call.stream, body, call.traceparent, hear=call.hear)
         known = call.plain[provider.understands] = made, (*lost, *more)
     return known
 

@@ -56,9 +56,14 @@ Send = Callable[[Exchange, Any, Any, int], Coroutine[Any, Any, ModelReply]]
 class Flight:
     """One call to a model, and who waits for its answer. It is the router's gate: what comes goes to every seat."""
 
-    def __init__(self, *, stream: bool, shared: bool) -> None:
+    def __init__(self, *, stream: bool, shared: bool, tenant: str = "", subject: str = "", since: int = 0) -> None:
         self.stream = stream
         self.shared = shared
+        self.tenant = tenant
+        self.subject = subject
+        """Whose question it is: the leader's."""
+        self.since = since
+        """The newest purge that was known when it began (`gateway.tier`)."""
         self.end: Ending | None = None
         """How the answer ended; None before, and where it failed."""
         self.cost: int | None = None

@@ -1,4 +1,5 @@
-"""How the endpoints stand, by what their answers say: nothing is sent to find out (museum 22).
+"""How the endpoints stand, by what their answers say: nothing is sent to find out (museum 22), unless the configuration
+asks for probes (`gateway.probed`).
 
 Each worker has its own view. An endpoint is passed over while it is
 
@@ -24,6 +25,8 @@ from noria.gateway.retry import SECOND_NS, Kind
 
 State = Literal["ok", "cooling", "ejected", "dead", "trial"]
 
+CALLERS: frozenset[Kind] = frozenset({"caller", "window", "policy"})
+"""Failures that are the caller's own: the endpoint works."""
 IN_A_ROW = 5
 """Failures one after the other that eject."""
 LEAST_SEEN = 20
@@ -40,6 +43,8 @@ DEAD_NS = 300 * SECOND_NS
 WAITS = 128
 """Waits kept for the 95th percentile."""
 FEWEST_WAITS = 20
+LONGEST_ERROR = 300
+"""Characters kept of an endpoint's last error."""
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -52,6 +57,10 @@ class Standing(msgspec.Struct, frozen=True):
     failures_in_a_row: int = 0
     latency_ms: float | None = None
     alarm: str = ""
+    last_error: str = ""
+    """What it, or the way to it, said when it last failed; of this worker's life."""
+    last_error_ago: float | None = None
+    """Seconds since then."""
 
 
 class Health:
@@ -61,7 +70,7 @@ class Health:
     """
 
     __slots__ = (
-        "_bad", "_counted", "_decayed_ns", "_good", "_latency", "_latency_ns", "_since", "_strikes", "_until_ns", "_waits",
+        "_bad", "_counted", "_decayed_ns", "_error", "_error_ns", "_good", "_latency", "_latency_ns", "_since", "_strikes", "_until_ns", "_waits",
         "answered", "failures", "in_a_row", "in_flight", "name", "out", "trial",
     )  # fmt: skip
 
@@ -84,6 +93,8 @@ class Health:
         self._latency: float | None = None
         self._latency_ns = 0
         self._waits: list[int] = []
+        self._error = ""
+        self._error_ns = 0
 
     # -- what is asked ------------------------------------------------------------------------------
 
@@ -171,7 +182,7 @@ class Health:
     def failed(self, kind: Kind, began: int, now: int, retry_after: float | None = None) -> bool:
         """It failed a request that `began` then; whether it is out because of that (anew, or for longer)."""
         self.failures[kind] = self.failures.get(kind, 0) + 1
-        if kind in ("caller", "window", "policy"):  # it works
+        if kind in CALLERS:  # it works
             self._good += 1
             self.in_a_row = 0
             self.recovers(began, now)
@@ -192,6 +203,17 @@ class Health:
         time = min(EJECT_MOST_NS, EJECT_NS << min(self._raise_strikes(began, now), 10))
         self._good = self._bad = 0.0
         return self._put_out(self.out if self.out in ("dead", "cooling") and now < self._until_ns else "ejected", now, time)
+
+    def hold(self, state: State, now: int, time: int) -> None:
+        """A probe says that it is out; for at least `time` more. Requests under way stay what they were."""
+        since, well = self._since, self.well
+        self._put_out(state, now, time)
+        if not well:
+            self._since = since
+
+    def complained(self, message: str, now: int) -> None:
+        """Keep what was said of a failure that may be its own, for people."""
+        self._error, self._error_ns = message[:LONGEST_ERROR], now
 
     def _raise_strikes(self, began: int, now: int) -> int:
         """How often it was out before, lately: those of long ago do not count any more."""
@@ -226,6 +248,8 @@ class Health:
             failures_in_a_row=self.in_a_row,
             latency_ms=None if self._latency is None else round(self._latency / 1e6, 1),
             alarm=f"The endpoint {self.name!r} refuses its key." if self.out == "dead" else "",
+            last_error=self._error,
+            last_error_ago=round((now - self._error_ns) / SECOND_NS, 1) if self._error else None,
         )
 
 
@@ -244,6 +268,10 @@ class Board:
         if found is None:
             found = self._all[key] = Health(name)
         return found
+
+    def named(self, name: str) -> list[Health]:
+        """Those that the configuration, or the one before it, calls so."""
+        return [h for h in self._all.values() if h.name == name]
 
     def keep_only(self, keys: Iterable[Hashable]) -> None:
         """Forget the endpoints that no configuration names any more."""

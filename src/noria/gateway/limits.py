@@ -2,18 +2,20 @@
 
 Requests and tokens count in whole minutes of UTC: never more than the limit in one of them, so at most twice the limit in
 any 60 seconds. Exact in one worker; several share by leased slices (`gateway.lease`), which never pass a limit together
-and leave at most (workers - 1) slices of it unused. Tokens are set aside by estimate and settled by usage.
+and leave at most (workers - 1) slices of it unused. Tokens are set aside by estimate and settled by usage. The bounds are
+derived in docs/explanation/limits.md.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal, NamedTuple
 
 from noria.contracts.error import LimitExceeded, StoreError
 from noria.contracts.exchange import Exchange, Priority, Usage
 from noria.contracts.port import Clock
 from noria.contracts.release import Key, Limit, Snapshot
-from noria.gateway.bank import PERMITS
+from noria.gateway.bank import PERMITS, RATE
 from noria.gateway.bound import Bound, bound, limited, reserve_amount
 from noria.gateway.budget import PLANS, Budgets, Journal, Purse, Reservation, Unkept
 from noria.gateway.lease import Leases, Slice, Slices
@@ -21,9 +23,30 @@ from noria.gateway.queue import RANK, Line
 from noria.gateway.scope import scopes
 
 MINUTE_NS = 60_000_000_000
+LATE_NS = MINUTE_NS
+"""How long a minute's account outlives it: a renewal that the keeper sees after the minute's end must not find it empty."""
 SOON = 1.0
 """Seconds that a caller is told to wait for one of the places of a limit of concurrency."""
 Headers = list[tuple[str, str]]
+_TOLD = {
+    unit: (f"x-ratelimit-limit-{unit}", f"x-ratelimit-remaining-{unit}", f"x-ratelimit-reset-{unit}")
+    for unit in ("requests", "tokens")
+}
+"""The headers that tell of a limit, by its unit: OpenAI's names."""
+Unit = Literal["requests", "tokens", "concurrent"]
+"""What a limit counts: exchanges begun in a minute, tokens of a minute, exchanges under way."""
+
+
+def minute_end(now_ns: int) -> int:
+    """When the minute of a moment is over (ns)."""
+    return (now_ns // MINUTE_NS + 1) * MINUTE_NS
+
+
+def account_of(limit: Limit, unit: Unit, end_ns: int) -> str:
+    """The shared counter of one unit of a limit, in the minute that ends at `end_ns`."""
+    if unit == "concurrent":
+        return PERMITS + limit.id
+    return f"{RATE}{limit.id}:{unit[0]}:{end_ns // MINUTE_NS}"
 
 
 class Gate:
@@ -39,48 +62,50 @@ class Gate:
         self.requests: Slice | None = None
         self.tokens: Slice | None = None
         self.permits: Slice | None = None
-        self.line: Line | None = None
+        self.line: Line[Place] | None = None
         self.evaluated = 0
         self.acted = 0
 
     def at(self, now_ns: int) -> None:
-        """Turn to the minute of `now_ns`."""
-        if self.end_ns - MINUTE_NS <= now_ns < self.end_ns:
+        """Turn to the minute of `now_ns`; never back to one that is over, unless the clock was set."""
+        if now_ns < self.end_ns <= now_ns + 2 * MINUTE_NS:
             return
-        self.end_ns = (now_ns // MINUTE_NS + 1) * MINUTE_NS
+        self.end_ns = minute_end(now_ns)
         limit = self.limit
         if limit.requests_per_minute is not None:
-            self.requests = self._next(self.requests, f"rate:{limit.id}:r", limit.requests_per_minute)
+            self.requests = self._next(self.requests, "requests", limit.requests_per_minute)
         if limit.tokens_per_minute is not None:
-            self.tokens = self._next(self.tokens, f"rate:{limit.id}:t", limit.tokens_per_minute)
+            self.tokens = self._next(self.tokens, "tokens", limit.tokens_per_minute)
         if limit.concurrent is not None:
-            self.permits = self._slices.open(self._tenant, PERMITS + limit.id, limit.concurrent, 0)
+            account = account_of(limit, "concurrent", self.end_ns)
+            self.permits = self._slices.open(self._tenant, account, limit.concurrent, 0)
 
-    def _next(self, old: Slice | None, name: str, ceiling: int) -> Slice:
-        fresh = self._slices.open(self._tenant, f"{name}:{self.end_ns // MINUTE_NS}", ceiling, self.end_ns)
+    def _next(self, old: Slice | None, unit: Unit, ceiling: int) -> Slice:
+        account = account_of(self.limit, unit, self.end_ns)
+        fresh = self._slices.open(self._tenant, account, ceiling, self.end_ns + LATE_NS)
         if old is not None:
             fresh.demand = max(old.demand, old.drawn)
         return fresh
 
-    def draw(self) -> bool:
-        """Whether one more may enter by what is leased already."""
+    def draw(self) -> Place | None:
+        """A place by what is leased already."""
         requests, permits = self.requests, self.permits
         if self.line is not None and len(self.line):
-            return False
+            return None
         if requests is not None and not requests.draw(1):
-            return False
+            return None
         if permits is not None and not permits.draw(1):
             if requests is not None:
                 requests.put_back(1)
-            return False
-        return True
+            return None
+        return Place(self, requests)
 
-    async def fill(self, now_ns: int) -> bool:
+    async def fill(self, now_ns: int) -> Place | None:
         """As `draw`, leasing more where needed. Raises `StoreError`."""
         self.at(now_ns)
         requests, permits = self.requests, self.permits
         if requests is not None and not await requests.fill(1, now_ns):
-            return False
+            return None
         entered = permits is None
         try:
             if permits is not None:
@@ -88,13 +113,7 @@ class Gate:
         finally:
             if not entered and requests is not None:
                 requests.put_back(1)
-        return entered
-
-    def undo(self) -> None:
-        """One that had entered was not there."""
-        if self.requests is not None:
-            self.requests.put_back(1)
-        self.leave()
+        return Place(self, requests) if entered else None
 
     def leave(self) -> None:
         """One has left."""
@@ -102,6 +121,19 @@ class Gate:
             self.permits.put_back(1)
         if self.line is not None:
             self.line.freed()
+
+
+class Place(NamedTuple):
+    """An exchange's place in one limit, and the minute that it counts in: by now the gate may be in the next."""
+
+    gate: Gate
+    requests: Slice | None
+
+    def undo(self) -> None:
+        """It was not there."""
+        if self.requests is not None:
+            self.requests.put_back(1)
+        self.gate.leave()
 
 
 class Claim:
@@ -169,7 +201,7 @@ class Limits:
     def _gate(self, limit: Limit) -> Gate:
         gate = Gate(limit, self._tenant, self.slices)
         if limit.queue_seconds > 0:
-            gate.line = Line(lambda: gate.fill(self._clock.now_ns()), gate.undo, size=limit.queue_size)
+            gate.line = Line(lambda: gate.fill(self._clock.now_ns()), size=limit.queue_size)
         return gate
 
     # -- the journey --------------------------------------------------------------------------------
@@ -187,21 +219,25 @@ class Limits:
         if not gates:
             return claim
         now = self._clock.now_ns()
-        entered: list[Gate] = []
-        claim.gates = entered
+        entered: list[Place] = []
         done = False
         try:
             for gate in gates:
                 gate.at(now)
                 gate.evaluated += 1
-                if gate.draw() or await self._wait(gate, x, now):
-                    entered.append(gate)
+                place = gate.draw()
+                if place is None:
+                    place = await self._wait(gate, x, now)
+                    now = self._clock.now_ns()
+                if place is not None:
+                    entered.append(place)
             done = True
         finally:
             if not done:
-                for gate in entered:
-                    gate.undo()
-            told(gates, now, headers)
+                for place in entered:
+                    place.undo()
+            told(gates, self._clock.now_ns() if not done else now, headers)
+        claim.gates = [place.gate for place in entered]
         return claim
 
     async def reserve(self, claim: Claim | None, x: Exchange) -> Exchange:
@@ -260,22 +296,23 @@ class Limits:
         self.acted += 1
         gate.acted += 1
 
-    async def _wait(self, gate: Gate, x: Exchange, now: int) -> bool:
-        """Whether a place was taken; False where the keeper is away and nothing was. Raises `LimitExceeded`."""
+    async def _wait(self, gate: Gate, x: Exchange, now: int) -> Place | None:
+        """The place that was taken; None where the keeper is away and none was. Raises `LimitExceeded`."""
         line = gate.line
         try:
-            if (line is None or not len(line)) and await gate.fill(now):
-                return True
-            if line is not None and await line.wait(priority_of(x), gate.limit.queue_seconds):
-                return True
+            if (line is None or not len(line)) and (place := await gate.fill(now)):
+                return place
+            if line is not None and (place := await line.wait(priority_of(x), gate.limit.queue_seconds)):
+                return place
         except StoreError:
             self.unchecked += 1
-            return False
+            return None
         except LimitExceeded as full:
             self._refused(gate)
-            raise refusal(gate, now, waited=full.message) from None
+            raise refusal(gate, self._clock.now_ns(), waited=full.message) from None
         self._refused(gate)
-        raise refusal(gate, now, waited=f"none came free in {gate.limit.queue_seconds:g} s" if line is not None else "")
+        waited = f"none came free in {gate.limit.queue_seconds:g} s" if line is not None else ""
+        raise refusal(gate, self._clock.now_ns(), waited=waited)
 
     async def _tokens(self, claim: Claim) -> None:
         assert claim.bound is not None
@@ -292,7 +329,7 @@ class Limits:
             try:
                 if not tokens.draw(amount) and not await tokens.fill(amount, now):
                     self._refused(gate)
-                    raise refusal(gate, now, tokens=amount)
+                    raise refusal(gate, self._clock.now_ns(), tokens=amount)
             except StoreError:
                 self.unchecked += 1
                 continue
@@ -306,7 +343,7 @@ class Limits:
         amount = reserve_amount(x, claim.bound)
         if amount is None:
             assert x.release is not None
-            names = ", ".join(repr(e.name) for e in x.release.route if e.price is None)
+            names = ", ".join(repr(e.name) for e in x.release.route if e.price_at(x.started_ns) is None)
             self.acted += 1
             raise LimitExceeded(
                 f"A budget applies, but the price of the model {names} is not known.",
@@ -379,16 +416,19 @@ def too_large(gate: Gate, amount: int) -> LimitExceeded:
 
 def told(gates: tuple[Gate, ...], now_ns: int, headers: Headers) -> None:
     """`x-ratelimit-*` of the tightest limit of each kind, as of the last lease of this worker (OpenAI's names and durations)."""
-    for unit in ("requests", "tokens"):
-        slices = [(s, g) for g in gates if (s := getattr(g, unit)) is not None]
-        if not slices:
-            continue
-        left, ceiling, end = min((max(0, s.left + s.room), s.ceiling, g.end_ns) for s, g in slices)
-        headers += [
-            (f"x-ratelimit-limit-{unit}", str(ceiling)),
-            (f"x-ratelimit-remaining-{unit}", str(min(left, ceiling))),
-            (f"x-ratelimit-reset-{unit}", duration(end - now_ns)),
-        ]
+    end, until = 0, ""
+    for unit, (limit, remaining, reset) in _TOLD.items():
+        tightest: tuple[int, int, int] | None = None
+        for gate in gates:
+            s: Slice | None = getattr(gate, unit)
+            if s is not None:
+                found = s.left + s.room, s.ceiling, gate.end_ns
+                tightest = found if tightest is None or found < tightest else tightest
+        if tightest is not None:
+            left, ceiling, ends = tightest
+            if ends != end:  # most often all limits turn with the same minute
+                end, until = ends, duration(ends - now_ns)
+            headers += (limit, str(ceiling)), (remaining, str(min(max(0, left), ceiling))), (reset, until)
 
 
 def duration(ns: int) -> str:
@@ -398,8 +438,7 @@ def duration(ns: int) -> str:
     ('12ms', '1.5s', '6m0s')
     """
     ms = max(0, math.ceil(ns / 1e6))
-    if ms < 1000:
-        return f"{ms}ms"
+    if ms < 60_000:
+        return f"{ms / 1000:g}s" if ms >= 1000 else f"{ms}ms"
     minutes, rest = divmod(ms, 60_000)
-    seconds = f"{rest / 1000:.3f}".rstrip("0").rstrip(".")
-    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
+    return f"{minutes}m{rest / 1000:g}s"

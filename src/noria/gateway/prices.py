@@ -6,6 +6,7 @@ Reading it takes 0.3 s and 100 MB, so it is done once, when a configuration is a
 
 from __future__ import annotations
 
+import datetime as dt
 import sys
 from decimal import Decimal
 from importlib.metadata import version
@@ -24,7 +25,8 @@ VENDORS = {
 _CLASSES = {
     "input": "input_mtok", "output": "output_mtok", "cached": "cache_read_mtok", "cache_write": "cache_write_mtok",
     "cache_write_long": "cache_write_1h_mtok", "reasoning": "output_reasoning_mtok", "audio_input": "input_audio_mtok",
-    "audio_output": "output_audio_mtok", "image_input": "input_image_mtok",
+    "audio_output": "output_audio_mtok", "image_input": "input_image_mtok", "cached_audio": "cache_audio_read_mtok",
+    "image_output": "output_image_mtok", "search": "web_searches_kcount",
 }  # fmt: skip
 _TIERED = ("input", "output", "cached", "cache_write", "cache_write_long", "reasoning")
 
@@ -36,7 +38,7 @@ class Found(msgspec.Struct, frozen=True):
     model: str = ""
     """The table's own name of it: `anthropic/claude-sonnet-4-5`."""
     apart: tuple[str, ...] = ()
-    """What is priced besides tokens and therefore not counted: `web_searches_kcount`, …"""
+    """What is priced besides and therefore not counted: `storage_searches_kcount`, …"""
 
 
 def source() -> str:
@@ -57,22 +59,31 @@ def look_up(provider: str, model: str, url: str = "") -> Found:
         return Found()
     dated = info.prices if isinstance(info.prices, list) else [None]
     batch = next((v.prices for v in info.price_variants or () if v.when == {"processing": "batch"}), None)
-    prices: dict[str, Price] = {}
+    prices: dict[tuple[str, str], Price] = {}
     apart: set[str] = set()
     for entry in dated:
         stated = info.prices if entry is None else entry.prices
-        constraint = None if entry is None else entry.constraint
-        if constraint is not None and not hasattr(constraint, "start_date"):
-            continue  # hours of the day: the undated price is the dearer one
-        since = constraint.start_date.isoformat() if constraint is not None else ""
-        made = _price(stated, batch, since)
+        since, hours = _when(None if entry is None else entry.constraint)
+        made = _price(stated, batch, since, hours)
         if made is not None:
-            prices[since] = made
+            prices[since, hours] = made
         apart |= {k for k, v in vars(stated).items() if v is not None and k not in _CLASSES.values() and k != "requests_kcount"}
-    return Found(tuple(prices[day] for day in sorted(prices)), f"{vendor.id}/{info.id}", tuple(sorted(apart)))
+    return Found(tuple(prices[when] for when in sorted(prices)), f"{vendor.id}/{info.id}", tuple(sorted(apart)))
 
 
-def _price(stated: Any, batch: Any, since: str) -> Price | None:
+def _when(constraint: Any) -> tuple[str, str]:
+    """`since` and `hours` of a price. Hours of the day come before what has none, as in the table's own reckoning."""
+    if constraint is None:
+        return "", ""
+    if hasattr(constraint, "start_date"):
+        return constraint.start_date.isoformat(), ""
+    day = dt.date(2000, 1, 1)  # its times have zones; `hours` are UTC
+    times = [dt.datetime.combine(day, t) for t in (constraint.start_time, constraint.end_time)]
+    first, last = ((t.astimezone(dt.UTC) if t.tzinfo else t).strftime("%H:%M") for t in times)
+    return "", f"{first}-{last}"
+
+
+def _price(stated: Any, batch: Any, since: str, hours: str) -> Price | None:
     values = {ours: getattr(stated, theirs, None) for ours, theirs in _CLASSES.items()}
     if values["input"] is None:
         return None
@@ -88,6 +99,7 @@ def _price(stated: Any, batch: Any, since: str) -> Price | None:
         batch=_share(stated, batch),
         tiers=tiers,
         since=since,
+        hours=hours,
         source=source(),
     )
 

@@ -8,7 +8,7 @@ still be replaced), and `[DONE]` is held until the exchange is recorded.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from time import perf_counter_ns
 from typing import Any, Protocol
 
@@ -22,9 +22,12 @@ from noria.contracts.trace import ExchangeRow
 from noria.contracts.verdict import Ruling
 from noria.dialects.native import facts_of, reader_of
 from noria.dialects.openai_answer import edit_answer
+from noria.dialects.openai_edit import StreamEditor
 from noria.dialects.openai_error import error_answer, error_frame
-from noria.dialects.openai_stream import CONTENT, USAGE_ONLY, StreamEditor, StreamReader, assemble
+from noria.dialects.openai_stream import CONTENT, USAGE_ONLY, StreamReader, assemble
 from noria.dialects.sse import FrameSplitter, frame_end
+from noria.gateway.passage import Passage, Timed
+from noria.gateway.untold import completed, counted, ran_unseen, thinks
 from noria.kit.step import Stopwatch
 
 MAX_HELD = 256 * 1024
@@ -43,6 +46,9 @@ class Noted(Protocol):
     endpoint: Endpoint | None
     usage: Usage
     counted: Usage | None
+    heard: Usage | None
+    cut_short: bool
+    reserved: int | None
     served_model: str
     upstream_id: str
     finish_reason: str
@@ -51,73 +57,6 @@ class Noted(Protocol):
     headers: list[tuple[str, str]]
     answer: bytes
     answer_is_sse: bool
-
-
-class Timed:
-    """A transducer whose time is added up: it runs once a delta, so each run is too small to note."""
-
-    __slots__ = ("_inner", "_name", "_spent")
-
-    def __init__(self, inner: Transducer, name: str, spent: dict[str, int]) -> None:
-        self._inner = inner
-        self._name = name
-        self._spent = spent
-
-    def feed(self, text: str) -> str:
-        """As the inner one."""
-        start = perf_counter_ns()
-        try:
-            return self._inner.feed(text)
-        finally:
-            self._spent[self._name] = self._spent.get(self._name, 0) + perf_counter_ns() - start
-
-    def flush(self) -> str:
-        """As the inner one."""
-        start = perf_counter_ns()
-        try:
-            return self._inner.flush()
-        finally:
-            self._spent[self._name] = self._spent.get(self._name, 0) + perf_counter_ns() - start
-
-
-class Tap:
-    """Keeps the text that passes: as the guards left it, before masks are restored."""
-
-    __slots__ = ("kept",)
-
-    def __init__(self) -> None:
-        self.kept: list[str] = []
-
-    def feed(self, text: str) -> str:
-        """The text itself."""
-        self.kept.append(text)
-        return text
-
-    def flush(self) -> str:
-        """Nothing is held back."""
-        return ""
-
-
-class Chained:
-    """Transducers one after the other, as one."""
-
-    __slots__ = ("_links",)
-
-    def __init__(self, links: Sequence[Transducer]) -> None:
-        self._links = links
-
-    def feed(self, text: str) -> str:
-        """`text` through every link."""
-        for link in self._links:
-            text = link.feed(text)
-        return text
-
-    def flush(self) -> str:
-        """What the links held back; each flush passes through the links behind it."""
-        out = ""
-        for link in self._links:
-            out = (link.feed(out) if out else "") + link.flush()
-        return out
 
 
 class Relay:
@@ -132,7 +71,7 @@ class Relay:
         """Where the answer's bytes go: past the translation where they are in the caller's dialect already."""
         self._dialect: Dialect = "openai"
         self._outward: tuple[Outward, ...] = ()
-        self._taps: dict[tuple[int, str], Tap] = {}
+        self._passages: dict[tuple[int, str], Passage] = {}
         self._spent: dict[str, int] = {}
         self._editor: StreamEditor | None = None
         self._raw: list[bytes] = []
@@ -141,6 +80,8 @@ class Relay:
         self._error: NoriaError | None = None
         self._task: asyncio.Task[Any] | None = None
         self._keep = False
+        self._held: list[bytes] = []
+        self._held_bytes = 0
         self._begin()
 
     def open(self, x: Exchange, outward: tuple[Outward, ...], restore: Outward | None, *, keep: bool) -> None:
@@ -151,13 +92,16 @@ class Relay:
         self._begin()
 
     def _begin(self) -> None:
+        if not self._x.stream:
+            return
         self._splitter = FrameSplitter()
-        self._reader = StreamReader() if self._dialect == "openai" else reader_of(self._dialect)
-        self._held: list[bytes] = []
+        reader = StreamReader()
+        self._reader = reader if self._dialect == "openai" else reader_of(self._dialect)
+        self._held = []
         self._held_bytes = 0
         if self._outward:
-            self._taps.clear()
-            self._editor = StreamEditor(self._transducer)
+            self._passages.clear()
+            self._editor = StreamEditor(self._passage, reader)
 
     async def carry(self, sending: Coroutine[Any, Any, ModelReply]) -> ModelReply:
         """Wait for the model; ends at once with the error that an outward stage raised meanwhile."""
@@ -206,13 +150,23 @@ class Relay:
 
     def _take(self, block: bytes) -> None:
         """A block of whole frames, split anywhere between two."""
-        reader, passing = self._reader, list[bytes]()
         self._raw.append(block)
+        leaving: list[bytes] = []
+        try:
+            self._sort(block, leaving)
+        finally:  # what was let go before a refusal is the caller's
+            if leaving:  # frames that came together leave together
+                self._wire.data(leaving[0] if len(leaving) == 1 else b"".join(leaving))
+        if self._out.backlog > MAX_BACKLOG:
+            raise UpstreamError("The caller does not read its answer.", code="slow_caller", started=True)
+
+    def _sort(self, block: bytes, leaving: list[bytes]) -> None:
+        """The frames of a block to where they belong; those that leave now go to `leaving`."""
+        reader = self._reader
         at, size = 0, len(block)
         while at < size:
             start = at
-            if self.committed and self._editor is None and (at := reader.skim(block, at)) > start:
-                passing.append(block[start:at])  # of bytes, a slice from end to end is the very object
+            if self.committed and (at := self._skim(block, at, leaving)) > start:
                 continue
             at = frame_end(block, start)
             frame = block[start:at]
@@ -223,14 +177,22 @@ class Relay:
                 continue
             elif not self.committed:
                 self._hold(frame, kind)
-            elif self._editor is None:
-                passing.append(frame)
             else:
-                self._leave(frame)
-        if passing:  # frames that came together leave together, each with its own bytes
-            self._wire.data(passing[0] if len(passing) == 1 else b"".join(passing))
-        if self._out.backlog > MAX_BACKLOG:
-            raise UpstreamError("The caller does not read its answer.", code="slow_caller", started=True)
+                leaving += self._edit(frame)
+
+    def _skim(self, block: bytes, start: int, leaving: list[bytes]) -> int:
+        """Frames from `start` on that say mere text go to `leaving`; where the first that must be read begins."""
+        if self._editor is not None:
+            stop, frames = self._editor.skim(block, start)
+            leaving += frames
+            return stop
+        stop = self._reader.skim(block, start)
+        if stop > start:
+            leaving.append(block[start:stop])  # of bytes, a slice from end to end is the very object
+        return stop
+
+    def _edit(self, frame: bytes) -> list[bytes]:
+        return [frame] if self._editor is None else self._editor.edit(frame)
 
     def _hold(self, frame: bytes, kind: int) -> None:
         self._held.append(frame)
@@ -248,30 +210,19 @@ class Relay:
         self._account.first_ns = self._account.watch.elapsed()
         held, self._held = self._held, []
         for frame in held:
-            self._leave(frame)
+            for edited in self._edit(frame):
+                self._wire.data(edited)
 
-    def _leave(self, frame: bytes) -> None:
-        if self._editor is None:
-            self._wire.data(frame)
-        else:
-            for edited in self._editor.edit(frame):
-                self._out.data(edited)
-
-    def _transducer(self, choice: int, channel: str) -> Transducer:
-        links: list[Transducer] = []
-        tap = Tap()
-        tapped = False
+    def _passage(self, choice: int, channel: str) -> Transducer:
+        before: list[Transducer] = []
+        after: list[Transducer] = []
         for stage in self._outward:
-            if stage.name == "restore":
-                links.append(tap)
-                tapped = True
             inner = stage.open(self._x, choice, channel, self._account.rulings.append)
             if inner is not None:
+                links = after if stage.name == "restore" else before
                 links.append(Timed(inner, stage.name, self._spent))
-        if not tapped:
-            links.append(tap)
-        self._taps[choice, channel] = tap
-        return Chained(links)
+        passage = self._passages[choice, channel] = Passage(before, after)
+        return passage
 
     def close(self, reply: ModelReply) -> None:
         """The model has answered whole: finish the outward stages, know the facts. Raises `Blocked`, `UpstreamError`."""
@@ -292,7 +243,7 @@ class Relay:
             self._commit()
         if self._editor is not None:
             for frame in self._editor.end():
-                self._out.data(frame)
+                self._wire.data(frame)
 
     def _edited(self, reply: ModelReply) -> bytes:
         body = reply.body
@@ -305,7 +256,7 @@ class Relay:
             return body
 
         def edit(choice: int, channel: str, text: str) -> str:
-            link = self._transducer(choice, channel)
+            link = self._passage(choice, channel)
             return link.feed(text) + link.flush()
 
         return edit_answer(body, edit)
@@ -316,12 +267,10 @@ class Relay:
         account = self._account
         if self._x.stream:
             facts = self._reader
-            account.usage = facts.usage or account.usage
             account.served_model = facts.model or account.served_model
             account.upstream_id = facts.id or account.upstream_id
             account.finish_reason = facts.finish_reason or account.finish_reason
-        if account.usage.input is None and self._raw and (self._x.stream or self._whole is not None):
-            account.counted = counted(x, self._raw)
+        self._count(x)
         for name, took in self._spent.items():
             account.watch.note(name, perf_counter_ns() - took, took)
         if isinstance(account.error, NoriaError):
@@ -330,25 +279,48 @@ class Relay:
             account.status = 499 if isinstance(account.error, asyncio.CancelledError) else 500
         account.answer, account.answer_is_sse = self._recorded()
 
+    def _count(self, x: Exchange) -> None:
+        """What was used: as the endpoint told it at its end, else by our own count of what came."""
+        account, reader = self._account, self._reader if self._x.stream else None
+        whole = account.usage.input is not None  # of a whole answer, or of a stream that went on for others
+        told = account.usage if reader is None or whole else reader.usage or account.heard
+        if told is not None and not (told.input or told.output):
+            told = None  # no prompt has no tokens
+        ended = whole or account.error is None
+        ended = ended or reader is None or (reader.final if reader.usage else bool(reader.finish_reason))
+        if told is not None and ended:
+            account.usage = told
+        elif account.endpoint is not None and (told or self._raw or account.reserved is None):
+            hidden = not (told and account.endpoint.provider == "gemini")  # which tells its thoughts with every event
+            hidden = hidden and thinks(x, self._dialect, self._raw, account.endpoint)
+            own = counted(x, self._dialect, self._raw, reader, hidden)
+            account.usage, account.counted = Usage(), own
+            if told is not None:
+                account.usage, account.cut_short = completed(told, own), True
+        if account.endpoint is not None and not account.usage.searches and ran_unseen(x, self._dialect, account.endpoint):
+            account.usage = msgspec.structs.replace(account.usage, apart=account.usage.apart + 1)
+
     def _recorded(self) -> tuple[bytes, bool]:
         if not self._keep or self._x.kind == "embedding":
             return b"", False
         raw = b"".join(self._raw)
-        if not self._taps or not raw:
+        if not raw or not self._passages or (self._account.error is None and self._as_given()):
             return raw, self._x.stream
         whole = msgspec.json.encode(_joined(raw)) if self._x.stream else raw
         return edit_answer(whole, self._told), False
 
     def _told(self, choice: int, channel: str, _: str) -> str:
         """The text that the guards left, in place of the model's own; none where they did not come to judge it."""
-        tap = self._taps.get((choice, channel))
-        return "".join(tap.kept) if tap else ""
+        passage = self._passages.get((choice, channel))
+        return passage.kept if passage else ""
+
+    def _as_given(self) -> bool:
+        return all(passage.unchanged for passage in self._passages.values())
 
     def text(self) -> str:
         """The answer's text (first choice) as it is recorded: masked values stay masked."""
-        if self._taps:
-            tap = self._taps.get((0, "content"))
-            return "".join(tap.kept) if tap else ""
+        if self._passages:
+            return self._told(0, "content", "")
         raw = b"".join(self._raw)
         answer = _joined(raw) if self._x.stream else msgspec.json.decode(raw)
         choice = (answer.get("choices") or [{}])[0]
@@ -358,7 +330,7 @@ class Relay:
         """The whole answer as it may be kept: as the guards left it, masked values stay masked."""
         raw = b"".join(self._raw)
         whole = msgspec.json.encode(_joined(raw)) if self._x.stream else raw
-        return edit_answer(whole, self._told) if self._taps else whole
+        return edit_answer(whole, self._told) if self._passages else whole
 
     def end(self, row: ExchangeRow) -> None:
         """The last bytes: the whole answer, the end of the stream, or the error. The exchange is recorded."""
@@ -397,14 +369,6 @@ class Relay:
         if account.endpoint is not None and account.tries:
             own += (("x-noria-endpoint", account.endpoint.name), ("x-noria-attempts", str(account.tries)))
         self._out.head(status, own + headers + account.headers, stream=stream)
-
-
-def counted(x: Exchange, raw: Sequence[bytes]) -> Usage:
-    """Tokens of an exchange whose endpoint told none: four bytes of the request a token; a frame of a stream is a token, as
-    most endpoints send them, four bytes of a whole answer are one.
-    """
-    size = sum(map(len, x.body.values()))
-    return Usage(size // 4, len(raw) if x.stream else sum(map(len, raw)) // 4)
 
 
 def _joined(raw: bytes) -> dict[str, Any]:

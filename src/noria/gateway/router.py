@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from noria.contracts.error import NoriaError, Unavailable, UpstreamError
-from noria.contracts.exchange import Dialect, Exchange, ModelCall, ModelReply
+from noria.contracts.exchange import Dialect, Exchange, ModelCall, ModelReply, Usage
 from noria.contracts.release import Endpoint
 from noria.contracts.routing import FallbackReason, Routing
 from noria.contracts.stage import Provider
@@ -23,6 +23,7 @@ from noria.contracts.trace import Attempt
 from noria.gateway.constraint import REGIONS_TAG
 from noria.gateway.dialect import TRANSLATED, Spoken, fitting, spoken, voiced
 from noria.gateway.facts import estimate
+from noria.gateway.health import CALLERS
 from noria.gateway.hedge import Lane, Race, idempotent
 from noria.gateway.order import Order
 from noria.gateway.retry import Kind, classify, pause
@@ -70,6 +71,10 @@ class Tried(Protocol):
     """Whether the last attempt was made in the caller's own dialect."""
     warnings: list[str]
 
+    def hear(self, usage: Usage | None, /) -> None:
+        """What the answer has used so far."""
+        ...
+
 
 class Router:
     """Sends a call to the endpoints of one release."""
@@ -106,7 +111,7 @@ class Router:
         Raises what the last endpoint tried said; an error that any endpoint would give (the caller's
         fault) is not tried elsewhere. `RequestError` (`no_model_qualifies`) where a constraint leaves nobody.
         """
-        call = ModelCall(x.id, x.kind, x.stream, self._body(x), f"00-{x.trace}-{x.span}-01")
+        call = ModelCall(x.id, x.kind, x.stream, self._body(x), f"00-{x.trace}-{x.span}-01", hear=account.hear)
         traffic = self._traffic
         now = perf_counter_ns()
         budget = traffic.budget
@@ -201,7 +206,10 @@ class Router:
             return
         health, board = member.health, self._traffic.board
         was_well = health.well
-        if health.failed(classify(error), start, perf_counter_ns(), error.retry_after):
+        kind, now = classify(error), perf_counter_ns()
+        if kind not in CALLERS:  # what a caller did wrong says nothing of the endpoint, and may repeat what it sent
+            health.complained(str(error), now)
+        if health.failed(kind, start, now, error.retry_after):
             board.note(health, out=True)
         elif health.well and not was_well:
             board.note(health, out=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from noria.contracts.evaluation import EVALUATOR
 from noria.contracts.exchange import Exchange
 
 KINDS = ("tenant", "org", "team", "user", "key", "app", "tag")
@@ -9,7 +10,7 @@ KINDS = ("tenant", "org", "team", "user", "key", "app", "tag")
 
 
 def scopes(x: Exchange) -> tuple[str, ...]:
-    """Every scope that `x` falls under, widest first. `x` has been admitted.
+    """Every scope that `x` falls under, widest first. `x` has been admitted. An evaluation does not use up what the app's callers have.
 
     >>> from noria.contracts.release import Key
     >>> key = Key("key_1", "", org="acme", team="search", tags={"env": "prod"})
@@ -27,7 +28,7 @@ def scopes(x: Exchange) -> tuple[str, ...]:
         if key.user:
             found.append("user:" + key.user)
         found.append("key:" + key.id)
-    if x.model:
+    if x.model and (key is None or key.id != EVALUATOR):
         found.append("app:" + x.model)
     found += [f"tag:{name}={value}" for name, value in x.tags.items()]
     return tuple(found)

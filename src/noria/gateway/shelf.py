@@ -36,6 +36,9 @@ class Kept(msgspec.Struct, frozen=True):
     upstream_id: str = ""
     semantic: bool = False
     """Made for another wording of the question."""
+    tenant: str = ""
+    subject: str = ""
+    """Whose question it answered: what is erased, or purged, is found by them."""
 
 
 class _Entry:
@@ -107,6 +110,21 @@ class Shelf:
         entry = self._main.pop(key, None)
         if entry is not None:
             self._main_bytes -= entry.size
+
+    def clear(self) -> None:
+        """Forget all answers."""
+        self._small.clear()
+        self._main.clear()
+        self._small_bytes = self._main_bytes = 0
+
+    def keys(self) -> list[bytes]:
+        """Of what is held now."""
+        return [*self._small, *self._main]
+
+    def peek(self, key: bytes) -> Kept | None:
+        """The answer under `key`, expired or not, without counting as asked for."""
+        entry = self._small.get(key) or self._main.get(key)
+        return entry.kept if entry else None
 
     def shrink(self) -> None:
         """Let go of answers until the rest fits."""

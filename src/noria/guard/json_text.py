@@ -26,10 +26,17 @@ class JsonText:
     def __init__(self) -> None:
         self._partial = ""
 
+    @property
+    def partial(self) -> int:
+        """Characters that wait for the rest of their escape."""
+        return len(self._partial)
+
     def feed(self, raw: str, *, last: bool = False) -> list[tuple[str, str]]:
         """(character, raw piece) of what is complete; an escape cut in two waits for its rest."""
         raw = self._partial + raw
         self._partial = ""
+        if "\\" not in raw:
+            return [(c, c) for c in raw]
         units: list[tuple[str, str]] = []
         at = 0
         while at < len(raw):

@@ -33,6 +33,11 @@ class _Restorer:
         self._pattern = re.compile("|".join(map(re.escape, originals)))
         self._held = ""
 
+    @property
+    def held(self) -> int:
+        """As `Transducer`."""
+        return len(self._held)
+
     def feed(self, text: str) -> str:
         text = self._held + text
         cut = text.rfind("[")

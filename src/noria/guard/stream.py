@@ -4,11 +4,15 @@ The text of a channel is cut into segments; each segment is judged once, with a 
 it, and leaves, masked where a rule says so. Where to cut is a function of the text alone, never of the
 chunks that it came in, so any chunking gives the same answer and the same rulings, whatever a check does:
 
-- before white space, and between characters where one is Chinese or the like, as soon as every check says
-  that no finding can reach over that place (`Severable.settled`); in prose that holds back one word;
+- behind a Chinese character, Chinese punctuation or a line end, before white space, and between characters where one
+  is Chinese or the like, as soon as every check says that no finding can reach over that place (`Severable`); in
+  prose that holds back one word, in Chinese nothing;
 - every 64 characters in a run without such places (from 128 on), at what is settled there; a check that
   is not `Severable` keeps its `reach`;
 - after 8,448 characters in any case.
+
+Most text is `quiet`: nothing in it could begin a finding. Then every such place is one to cut at and no segment need be
+judged, so the text up to the last of them leaves at once; what that skips is work, never a different outcome.
 
 Masks here are irreversible (`[EMAIL]`): the caller must not see what the model made up or leaked.
 """
@@ -32,10 +36,19 @@ Rule = tuple[Check, GuardRule]
 Report = Callable[[Ruling], None]
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff01-\uff0c\uff0f\uff1a-\uff1f\uff3b-\uff40\uff5b-\uffef\U00020000-\U0003ffff"
+_CLOSED = "\n\u3001\u3002\u3400-\u4dbf\u4e00-\u9fff\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f\U00020000-\U0003ffff"
+"""Behind these it need not be known what comes next: no mark that may follow makes another character of them."""
 _BOUNDARY = re.compile(rf"(?<=\S)(?=\s)|(?<=[{_UNSPACED}])(?=\S)|(?<=[^\s{_UNSPACED}])(?=[{_UNSPACED}])")
+"""Places that are known by the character behind them."""
+_PLACE = re.compile(rf"{_BOUNDARY.pattern}|(?<=[{_CLOSED}])")
+_ASCII_PLACE = re.compile(r"\s(?<=\S\s)|(?<=\n)")
+"""The same places, found ten times faster."""
+_ENDS_CLOSED = re.compile(rf"[{_CLOSED}]\Z")
 _RUN_FIRST = 128
 _RUN_STEP = 64
 _LONGEST_SEGMENT = 8448
+_SLICE = 96
+"""Characters that are looked at together: where one is suspicious, only its slice is cut place by place."""
 _LONGEST_SENTENCE = 320
 """80 tokens of four characters."""
 _SENTENCE_ENDS = frozenset(".!?;\n。！？；…")
@@ -50,6 +63,12 @@ class Severable(Protocol):
     lookback: int
     """How many characters before a finding can decide about it."""
 
+    def quiet(self, text: str) -> bool:
+        """Whether the text may be cut at any place between words, whatever follows: neither it nor any piece of it holds
+        a finding, or could be the first words of one. May err towards False; True of a text is True of all its pieces.
+        """
+        ...
+
     def suspects(self, text: str) -> bool:
         """False only where neither the text nor any piece of it can hold a finding."""
         ...
@@ -57,6 +76,35 @@ class Severable(Protocol):
     def settled(self, text: str) -> int:
         """How many characters of `text` no continuation can draw into a finding, or out of one."""
         ...
+
+
+class _Manner(NamedTuple):
+    """A rule, and how its check wants a text to be cut; known once, used by every answer."""
+
+    check: Check
+    rule: GuardRule
+    lookback: int
+    quiet: Callable[[str], bool]
+    suspects: Callable[[str], bool]
+    settled: Callable[[str], int]
+
+
+def _manner(check: Check, rule: GuardRule) -> _Manner:
+    if check.scope == "sentence":
+        return _Manner(check, rule, 0, _never, bool, _whole_sentences)
+    if isinstance(check, Severable):
+        return _Manner(check, rule, check.lookback, check.quiet, check.suspects, check.settled)
+    return _Manner(check, rule, check.reach, _never, bool, lambda text: max(0, len(text) - check.reach))
+
+
+def _never(_text: str) -> bool:
+    return False
+
+
+def _whole_sentences(text: str) -> int:
+    """Settled before the last character, which only was looked at, where that ends a sentence."""
+    ended = len(text) > 1 and (text[-2] in _SENTENCE_ENDS or text[-1] == "\n")
+    return len(text) - 1 if ended or len(text) > _LONGEST_SENTENCE else 0
 
 
 class OutwardGuard:
@@ -70,15 +118,16 @@ class OutwardGuard:
     behaviour = 1
 
     def __init__(self, rules: Sequence[Rule]) -> None:
-        self._rules = [(check, rule) for check, rule in rules if "output" in rule.on]
+        self._manners = [_manner(check, rule) for check, rule in rules if "output" in rule.on]
+        self._alone = all(m.check.either for m in self._manners)
 
     def open(self, x: Exchange, choice: int, channel: Channel, report: Report) -> Transducer | None:
         """As `Outward`; None where no rule is about answers."""
-        if not self._rules:
+        if not self._manners:
             return None
         place = f"output.{choice}.{channel}"
-        prompt = "" if all(check.either for check, _ in self._rules) else _last_prompt(x)
-        judges = [_Judge(check, rule, prompt=prompt, place=place, report=report) for check, rule in self._rules]
+        prompt = "" if self._alone else _last_prompt(x)
+        judges = [_Judge(manner, prompt=prompt, place=place, report=report) for manner in self._manners]
         spans = [j for j in judges if j.check.scope != "answer"]
         whole = [j for j in judges if j.check.scope == "answer"]
         json = channel.startswith("tool.")
@@ -100,25 +149,13 @@ class _Found(NamedTuple):
 class _Judge:
     """One rule on one channel."""
 
-    def __init__(self, check: Check, rule: GuardRule, *, prompt: str, place: str, report: Report) -> None:
-        self.check = check
-        self.rule = rule
-        self.lookback = check.reach
-        self.suspects: Callable[[str], bool] = bool
-        self.settled: Callable[[str], int] = self._beyond_reach
+    def __init__(self, manner: _Manner, *, prompt: str, place: str, report: Report) -> None:
+        self.check, self.rule, self.lookback, self.quiet, self.suspects, self.settled = manner
         self._prompt = prompt
         self._place = place
         self._report = report
         self._took = 0
         self._reported = 0
-        if check.scope == "sentence":
-            self.lookback = 0
-            self.settled = _whole_sentences
-        elif isinstance(check, Severable):
-            self.lookback, self.suspects, self.settled = check.lookback, check.suspects, check.settled
-
-    def _beyond_reach(self, text: str) -> int:
-        return max(0, len(text) - self.check.reach)
 
     def find(self, before: str, text: str) -> _Found:
         """What the check finds in `text`, which comes after `before`; spans count from the start of `text`."""
@@ -165,12 +202,6 @@ class _Judge:
             self._report(Ruling(Verdict(self.rule.check, True), "allow", self._place, self._took))
 
 
-def _whole_sentences(text: str) -> int:
-    """Settled before the last character, which only was looked at, where that ends a sentence."""
-    ended = len(text) > 1 and (text[-2] in _SENTENCE_ENDS or text[-1] == "\n")
-    return len(text) - 1 if ended or len(text) > _LONGEST_SENTENCE else 0
-
-
 class _Segments:
     """Holds back the undecided end of the text. `pieces` are the raw forms of its characters in JSON text."""
 
@@ -185,10 +216,17 @@ class _Segments:
         self._before = ""
         self._offset = 0
 
+    @property
+    def held(self) -> int:
+        """As `Transducer`."""
+        return len(self._held) if self._decoder is None else sum(map(len, self._pieces)) + self._decoder.partial
+
     def feed(self, text: str) -> str:
         """As `Transducer`."""
-        self._take(text, last=False)
-        return self._advance()
+        if len(text) <= _SLICE:
+            self._take(text, last=False)
+            return self._advance()
+        return "".join([self.feed(text[i : i + _SLICE]) for i in range(0, len(text), _SLICE)])
 
     def flush(self) -> str:
         """As `Transducer`."""
@@ -203,26 +241,43 @@ class _Segments:
             self._held += text
             return
         units = self._decoder.feed(text, last=last)
-        self._held += "".join(c for c, _ in units)
+        self._held += "".join([c for c, _ in units])
         self._pieces += [piece for _, piece in units]
 
     def _advance(self) -> str:
+        if len(self._held) > _RUN_FIRST or not self._is_quiet():
+            return self._advance_warily()
+        cut = _last_place(self._held)
+        return self._leave(cut, ()) if cut else ""
+
+    def _is_quiet(self) -> bool:
+        window = self._before + self._held
+        for j in self._judges:  # noqa: SIM110 - a generator costs more than what it runs, a word at a time
+            if not j.quiet(window):
+                return False
+        return True
+
+    def _advance_warily(self) -> str:
         out: list[str] = []
         cuts: list[int] = []
-        start, at = 0, self._seen
+        held, start, at = self._held, 0, self._seen
+        place = _ASCII_PLACE if held.isascii() else _PLACE
         while True:
-            m = _BOUNDARY.search(self._held, at)
-            k = m.start() if m else len(self._held)
+            m = place.search(held, at) if at <= len(held) else None
+            k = m.start() if m else len(held) + 1
             forced = start + max(_RUN_FIRST, -(-(at - start) // _RUN_STEP) * _RUN_STEP)
-            if min(k, forced) >= len(self._held):
+            if min(k, forced + 1) > len(held):
                 break
             if k <= forced and self._may_cut(start, k):
                 cuts.append(k)
                 start, at = k, k + 1
+            elif k == len(held) <= forced:  # to be seen again, with what comes behind it
+                at = k
+                break
             elif forced <= k and (length := self._settled_run(start, forced)):
                 out.append(self._release(cuts))
                 out.append(self._sever(forced - start, length))
-                cuts, start, at = [], 0, 1
+                cuts, held, start, at = [], self._held, 0, 1
             else:
                 at = min(k, forced) + 1
         out.append(self._release(cuts))
@@ -230,13 +285,17 @@ class _Segments:
         return "".join(out)
 
     def _may_cut(self, start: int, k: int) -> bool:
-        """Whether no finding can reach over position `k`; looks one character ahead."""
-        ahead = self._held[k]
-        if not ahead.isascii() and (unicodedata.category(ahead)[0] == "M" or "\u1160" <= ahead <= "\u11ff"):
+        """Whether no finding can reach over the place `k`; looks one character ahead where that is needed to know."""
+        held = self._held
+        if _ENDS_CLOSED.match(held, k - 1, k) and self._separates(held[start:k], k - start):
+            return True
+        if k == len(held) or _is_mark(held[k]) or not _BOUNDARY.match(held, k):
             return False
-        segment = self._held[start : k + 1]
-        for j in self._judges:  # noqa: SIM110 - a generator costs more than what it runs, a word at a time
-            if j.settled(segment) < k - start:
+        return self._separates(held[start : k + 1], k - start)
+
+    def _separates(self, segment: str, length: int) -> bool:
+        for j in self._judges:  # noqa: SIM110 - as in `_is_quiet`
+            if not j.quiet(segment) and j.settled(segment) < length:
                 return False
         return True
 
@@ -268,6 +327,12 @@ class _Segments:
         self._drop(cuts[-1])
         return "".join(out)
 
+    def _leave(self, length: int, found: Sequence[Finding]) -> str:
+        """The first `length` characters, as they may leave."""
+        out = self._edit(0, length, found)
+        self._drop(length)
+        return out
+
     def _sever(self, seen: int, length: int) -> str:
         """The first `length` characters of a run of which `seen` are known; a finding is never cut in two."""
         known: list[_Found] = []
@@ -282,9 +347,7 @@ class _Segments:
         for found in known:  # what begins behind the cut will be found again
             leaving = [f for f in found.spans if f.start < length]
             masks += found.judge.act(found._replace(spans=leaving), self._offset)
-        out = self._edit(0, length, masks)
-        self._drop(length)
-        return out
+        return self._leave(length, masks)
 
     def _edit(self, start: int, end: int, found: Sequence[Finding]) -> str:
         """The text from `start` to `end` as it may leave; spans of `found` count from `start`."""
@@ -310,8 +373,28 @@ class _Segments:
         if self._lookback:
             self._before = (self._before + self._held[:length])[-self._lookback :]
         self._held = self._held[length:]
-        self._pieces = self._pieces[length:]
+        if self._pieces:
+            del self._pieces[:length]
         self._offset += length
+        self._seen = 1
+
+
+def _last_place(text: str) -> int:
+    """The last place in a quiet text, which can be cut at all of them; 0 where it has none."""
+    if text.isascii() and text:
+        if text[-1] == "\n":
+            return len(text)
+        words = text.rsplit(None, 1) if not text[-1].isspace() else (text.rstrip(), "")
+        return len(words[0]) if len(words) == 2 else 0
+    for k in range(len(text), 0, -1):
+        if _ENDS_CLOSED.match(text, k - 1, k) or (k < len(text) and _BOUNDARY.match(text, k) and not _is_mark(text[k])):
+            return k
+    return 0
+
+
+def _is_mark(c: str) -> bool:
+    """Whether a character is written onto the one before it: combining marks and conjoining jamo."""
+    return not c.isascii() and (unicodedata.category(c)[0] == "M" or "\u1160" <= c <= "\u11ff")
 
 
 class _Answer:
@@ -323,15 +406,23 @@ class _Answer:
         self._json = json
         self._holds = any(j.rule.stream == "hold" for j in judges)
         self._text: list[str] = []
+        self._size = 0
+
+    @property
+    def held(self) -> int:
+        """As `Transducer`."""
+        return self._size if self._holds else self._segments.held
 
     def feed(self, text: str) -> str:
         """As `Transducer`."""
         self._text.append(text)
+        self._size += len(text)
         return "" if self._holds else self._segments.feed(text)
 
     def flush(self) -> str:
         """As `Transducer`."""
         text = "".join(self._text)
+        self._size = 0
         seen = view(text) if self._json else text
         masks: list[Finding] = []
         for j in self._judges:

@@ -174,14 +174,18 @@ def _admitted(x: Exchange, house: RawHouse) -> tuple[Exchange, Endpoint, Provide
 
 def _priced(x: Exchange, endpoint: Endpoint) -> Exchange:
     """`x` as money sees it: at the price of an exchange, or, where tokens cost too, at one that nobody knows beforehand."""
-    price = endpoint.price if endpoint.price is not None and _flat(endpoint.price) else None
+    price = endpoint.price_at(x.started_ns)
+    price = price if price is not None and _flat(price) else None
     bare = x.release or Release(id="", name="", app=x.model, route=())
     return replace(x, body={}, release=replace(bare, route=(replace(endpoint, price=price, prices=()),)))
 
 
 def _flat(price: Price) -> bool:
     """Whether an exchange costs the same whatever its tokens."""
-    rates = (price.input, price.output, price.cached, price.reasoning, price.audio_input, price.audio_output, price.image_input)
+    rates = (
+        price.input, price.output, price.cached, price.reasoning, price.audio_input, price.audio_output, price.image_input,
+        price.cached_audio, price.image_output,
+    )  # fmt: skip
     return price.request > 0 and not any(rates) and not price.compute_hour and not price.tiers
 
 
@@ -218,7 +222,7 @@ def _read(account: Account, way: Way, answer: tuple[int, Headers, bytes]) -> Non
     usage, model, id = read_facts(way.kind, body or bytes(way.tail))  # noqa: A001  the field's word
     account.served_model = model
     account.upstream_id = dict(headers).get("x-request-id") or id
-    price = account.endpoint.price if account.endpoint else None
+    price = account.endpoint.price_at(account.began_ns) if account.endpoint else None
     if usage is not None:
         account.usage = usage
     elif price is not None and _flat(price):

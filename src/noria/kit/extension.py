@@ -62,6 +62,16 @@ def load(kind: str, id: str, base: type[T]) -> type[T]:
     return cls  # type: ignore[no-any-return]  # proven a subclass of `base` above
 
 
+def scheme(url: str) -> str:
+    """The id of the engine that a store's URL names: some engines have a second name.
+
+    >>> scheme("postgresql+tls://host/db")
+    'postgres'
+    """
+    found = url.partition("://")[0].partition("+")[0]
+    return {"postgresql": "postgres", "rediss": "redis"}.get(found, found)
+
+
 def engine(scheme: str) -> Any:
     """The `ENGINE` of the module that serves a URL scheme."""
     module = _module("engines", scheme, FOLDER.resolve())

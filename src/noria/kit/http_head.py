@@ -15,6 +15,9 @@ Headers = list[tuple[str, str]]
 FRAMING = frozenset({"connection", "content-length", "transfer-encoding", "host", "date", "accept-encoding", "keep-alive"})
 """Header names that the HTTP ends write themselves."""
 
+CODING = "x-noria-coding"
+"""Between processes of ours, where a relay takes no `content-encoding`: what the caller accepts, and what an answer is packed in."""
+
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _REMEMBERED = 1024
 _checked: set[str] = set()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Callable
 from time import perf_counter_ns
+from typing import Protocol
 
 import httptools
 import msgspec
@@ -68,10 +70,29 @@ class Buffered:
         self.used = 0
 
 
+class Spill(Protocol):
+    """Where the body of one request goes instead of memory; whoever gets the request closes it."""
+
+    limit: int
+    """Bytes at most, in place of `Limits.max_body`."""
+
+    def too_large(self) -> Refusal:
+        """The answer to a body beyond `limit`."""
+        ...
+
+    def write(self, part: bytes, /) -> Refusal | None:
+        """Take the next piece; why not, where it cannot."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what was written. Idempotent."""
+        ...
+
+
 class Request:
     """One request, complete. `path` is raw (not percent-decoded) and without the query."""
 
-    __slots__ = ("arrival", "body", "headers", "http10", "keep_alive", "method", "path", "peer", "query", "response")
+    __slots__ = ("arrival", "body", "headers", "http10", "keep_alive", "method", "path", "peer", "query", "response", "spill")
 
     response: Response
 
@@ -82,12 +103,18 @@ class Request:
         self.headers = headers
         """Lower-case names, latin-1 values; repeated ones joined by ", "."""
         self.body = b""
+        self.spill: Spill | None = None
+        """What took the body; `body` is empty then."""
         self.peer = ""
         """The client's address, or "" on a unix socket."""
         self.keep_alive = True
         self.http10 = False
         self.arrival = 0
         """`perf_counter_ns` when the last byte of the request had come."""
+
+
+Divert = Callable[[Request], Spill | Refusal | None]
+"""Says of a request, before its body is read, that it goes somewhere else than into memory, or nowhere at all."""
 
 
 class _Stop(Exception):
@@ -100,6 +127,7 @@ class RequestReader:
     __slots__ = (
         "_body",
         "_budget",
+        "_divert",
         "_fed",
         "_final",
         "_fresh",
@@ -108,16 +136,20 @@ class RequestReader:
         "_parser",
         "_raw",
         "_request",
+        "_spill",
         "_state",
         "_url",
         "complete",
         "expects",
+        "peer",
         "refusal",
     )
 
-    def __init__(self, limits: Limits, budget: Buffered) -> None:
+    def __init__(self, limits: Limits, budget: Buffered, divert: Divert | None = None) -> None:
         self._limits = limits
         self._budget = budget
+        self._divert = divert
+        self._spill: Spill | None = None
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self._state = _IDLE
         self._final = False
@@ -128,6 +160,8 @@ class RequestReader:
         self._raw: list[tuple[bytes, bytes]] = []
         self._body: bytes | bytearray = b""
         self._request: Request | None = None
+        self.peer = ""
+        """The client's address, for each request."""
         self.complete: deque[Request] = deque()
         self.refusal: Refusal | None = None
         """Once set, nothing further is read; it is due after the answers to `complete`."""
@@ -165,6 +199,9 @@ class RequestReader:
         """Let go of the parser (it refers back to us) and of what is buffered."""
         self._parser = None
         self._release()
+        for request in self.complete:
+            if request.spill is not None:
+                request.spill.close()
         self.complete.clear()
 
     def _broken(self, reason: str) -> None:
@@ -190,6 +227,9 @@ class RequestReader:
         self._budget.used -= self._held
         self._held = 0
         self._body = b""
+        if self._spill is not None:
+            self._spill.close()
+            self._spill = None
 
     # ── called by httptools ──
 
@@ -229,8 +269,12 @@ class RequestReader:
         self._check_framing(headers, version)
         path, query = self._target(headers, method, version)
         request = Request(method, path, query, headers)
+        request.peer = self.peer
         request.http10 = version == "1.0"
         request.keep_alive = version == "1.1" and parser.should_keep_alive()
+        if self._divert is not None:
+            self._send_aside(self._divert(request))
+        self._check_length(headers)
         self._request = request
         self._state = _BODY
         self._fed = 0
@@ -242,6 +286,11 @@ class RequestReader:
         self.expects = False
         self._fresh = True
         self._fed = 0
+        if self._spill is not None:
+            refusal = self._spill.write(part)
+            if refusal is not None:
+                raise self._refuse(refusal.status, refusal.code, refusal.message)
+            return
         held = self._held = self._held + len(part)
         budget = self._budget
         budget.used += len(part)
@@ -263,6 +312,7 @@ class RequestReader:
         assert request is not None
         body = self._body
         request.body = body if isinstance(body, bytes) else bytes(body)
+        request.spill, self._spill = self._spill, None  # the request's from now on
         request.arrival = perf_counter_ns()
         self._release()
         self._request = None
@@ -271,6 +321,8 @@ class RequestReader:
         self.expects = False
         self._final = not request.keep_alive
         if len(self.complete) >= _AHEAD:
+            if request.spill is not None:
+                request.spill.close()
             raise self._refuse(400, "pipeline_too_long", f"More than {_AHEAD} pipelined requests are waiting.")
         self.complete.append(request)
 
@@ -302,11 +354,21 @@ class RequestReader:
                 raise self._refuse(400, "ambiguous_length", "Transfer-Encoding needs HTTP/1.1 and excludes Content-Length.")
             if coding != "chunked":
                 raise self._refuse(501, "coding_unsupported", "The only Transfer-Encoding understood here is: chunked")
-        elif length is not None:
-            if not (length.isascii() and length.isdigit()):
-                raise self._refuse(400, "bad_length", "Content-Length must be one decimal number.")
-            if len(length) > 18 or int(length) > self._limits.max_body:
-                raise self._too_large()
+        elif length is not None and not (length.isascii() and length.isdigit()):
+            raise self._refuse(400, "bad_length", "Content-Length must be one decimal number.")
+
+    def _check_length(self, headers: dict[str, str]) -> None:
+        """Whether an announced body is small enough for where it goes."""
+        length = headers.get("content-length", "0")
+        most = self._limits.max_body if self._spill is None else self._spill.limit
+        if len(length) > 18 or int(length) > most:
+            raise self._too_large()
+
+    def _send_aside(self, where: Spill | Refusal | None) -> None:
+        """The body goes to `where`. Raises where that is nowhere."""
+        if isinstance(where, Refusal):
+            raise self._refuse(where.status, where.code, where.message)
+        self._spill = where
 
     def _target(self, headers: dict[str, str], method: str, version: str) -> tuple[str, str]:
         """Path and query of the target; raises where it or `Host` is malformed, or the two disagree (RFC 9112 §3.2)."""
@@ -348,6 +410,9 @@ class RequestReader:
         return 431, "headers_too_large", f"The request head exceeds {limits.max_head} bytes or {limits.max_headers} headers."
 
     def _too_large(self) -> _Stop:
+        if self._spill is not None:
+            refusal = self._spill.too_large()
+            return self._refuse(refusal.status, refusal.code, refusal.message)
         return self._refuse(413, "body_too_large", f"The request body exceeds {self._limits.max_body} bytes.")
 
 

@@ -224,5 +224,6 @@ class Response:
     def _end(self) -> None:
         self._flush()
         self._mode = _ENDED
+        self.on_close = self.on_pause = self.on_resume = None  # they refer back to us: each answer would wait for the collector
         if not self.closed:
             self._wire.finished(self)

@@ -21,7 +21,7 @@ from typing import cast
 import msgspec
 
 from noria.kit.http_head import Headers, header_lines, status_line
-from noria.kit.http_request import Buffered, Limits, Refusal, Request, RequestReader
+from noria.kit.http_request import Buffered, Divert, Limits, Refusal, Request, RequestReader
 from noria.kit.http_response import Response
 from noria.kit.http_sweep import Sweep
 
@@ -60,7 +60,6 @@ class HttpProtocol(asyncio.Protocol):
         "_handler",
         "_limits",
         "_path",
-        "_peer",
         "_reader",
         "_reading",
         "_server",
@@ -78,10 +77,9 @@ class HttpProtocol(asyncio.Protocol):
         self.loop = loop
         self._handler = server.handler
         self._limits = server.limits
-        self._reader = RequestReader(server.limits, server.buffered)
+        self._reader = RequestReader(server.limits, server.buffered, server.divert)
         self._current: Response | None = None
         self._path = ""
-        self._peer = ""
         self._ahead = 0
         self._asked = False
         self._busy = False
@@ -101,7 +99,7 @@ class HttpProtocol(asyncio.Protocol):
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer = transport.get_extra_info("peername")
-            self._peer = peer[0] if peer else ""
+            self._reader.peer = peer[0] if peer else ""
         self._timed = True
         self.deadline = self.loop.time() + self._limits.header_timeout
         open_now = server.admit(self)
@@ -272,7 +270,6 @@ class HttpProtocol(asyncio.Protocol):
         self._await_more(reader)
 
     def _dispatch(self, request: Request) -> None:
-        request.peer = self._peer
         response = Response(self, head_only=request.method == "HEAD", http10=request.http10, last=not request.keep_alive)
         request.response = response
         self._current = response
@@ -326,8 +323,16 @@ class HttpProtocol(asyncio.Protocol):
 class HttpServer:
     """Serves on one inherited socket or unix path; counters are plain integers."""
 
-    def __init__(self, handler: Handler, *, limits: Limits | None = None, error: ErrorAnswer = error_answer) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        limits: Limits | None = None,
+        error: ErrorAnswer = error_answer,
+        divert: Divert | None = None,
+    ) -> None:
         self.handler = handler
+        self.divert = divert
         self.limits = limits = limits or Limits()
         self.error = error
         self.buffered = Buffered()

@@ -23,12 +23,12 @@ from functools import cache
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from noria.contracts.error import Conflict, StoreError
-from noria.contracts.port import Job, Record, Write
+from noria.contracts.port import DeadJob, Job, Record, Write
 
 T = TypeVar("T")
 
-POLL_S = 0.2
-"""How often `changed` looks by itself: well inside the 500 ms that the port promises."""
+POLL_S = 0.4
+"""How often `changed` looks for commits of other processes: inside the 500 ms that the port promises."""
 
 KEPT_NS = 24 * 3600 * 1_000_000_000
 """An expired counter stays a day before it is swept, so that a caller whose clock is ahead harms nobody."""
@@ -131,6 +131,13 @@ DEPTH = Query(
     " COUNT(CASE WHEN dead = 1 THEN 1 END) FROM jobs WHERE tenant = ? AND queue = ?",
 )
 
+DEAD = Query(
+    "dead", "SELECT queue, id, body, attempt, put_ns FROM jobs WHERE tenant = ? AND dead = 1 ORDER BY put_ns, queue, id LIMIT ?"
+)
+REVIVE = Query(
+    "revive", "UPDATE jobs SET dead = 0, ready_ns = ? WHERE tenant = ? AND queue = ? AND id = ? AND dead = 1 RETURNING id"
+)
+
 # The upsert holds the row until the transaction ends, so the amount it returns is still true when FILL adds to it.
 OPEN_COUNTER = Query(
     "take",
@@ -182,6 +189,33 @@ MIGRATIONS: tuple[tuple[Query, ...], ...] = (
             " amount BIGINT NOT NULL, expires_ns BIGINT NOT NULL, PRIMARY KEY (tenant, key))",
         ),
         Query("migrate 1", "CREATE INDEX counters_by_expiry ON counters (tenant, expires_ns)"),
+    ),
+    (
+        Query(
+            "migrate 2",
+            "CREATE TABLE dataset_rows (tenant TEXT COLLATE {bytewise} NOT NULL, id {blob} NOT NULL,"
+            " subject TEXT COLLATE {bytewise} NOT NULL, data {blob} NOT NULL, PRIMARY KEY (tenant, id))",
+        ),
+        Query("migrate 2", "CREATE INDEX dataset_rows_by_subject ON dataset_rows (tenant, subject)"),
+        Query(
+            "migrate 2",
+            "CREATE TABLE dataset_versions (tenant TEXT COLLATE {bytewise} NOT NULL, name TEXT COLLATE {bytewise} NOT NULL,"
+            " id TEXT COLLATE {bytewise} NOT NULL, latest_ns BIGINT NOT NULL, manifest {blob} NOT NULL,"
+            " PRIMARY KEY (tenant, name, id))",
+        ),
+        Query("migrate 2", "CREATE INDEX dataset_versions_by_age ON dataset_versions (tenant, latest_ns)"),
+        Query(
+            "migrate 2",
+            "CREATE TABLE dataset_members (tenant TEXT COLLATE {bytewise} NOT NULL, version TEXT COLLATE {bytewise} NOT NULL,"
+            " number BIGINT NOT NULL, first {blob} NOT NULL, last {blob} NOT NULL, members {blob} NOT NULL,"
+            " PRIMARY KEY (tenant, version, number))",
+        ),
+        Query(
+            "migrate 2",
+            "CREATE TABLE dataset_rejections (tenant TEXT COLLATE {bytewise} NOT NULL, name TEXT COLLATE {bytewise} NOT NULL,"
+            " version TEXT COLLATE {bytewise} NOT NULL, first BIGINT NOT NULL, last BIGINT NOT NULL, rejections {blob} NOT NULL,"
+            " PRIMARY KEY (tenant, name, version, first))",
+        ),
     ),
 )
 """Migration n is element n - 1. They only add (tables, columns with defaults, indexes): the release before must run on."""
@@ -321,6 +355,8 @@ class SqlRecords:
 
     def __init__(self, database: Database) -> None:
         self._db = database
+        self._watching: set[asyncio.Event] = set()
+        """Those who wait in `changed`: a commit of this process needs no look."""
 
     async def get(self, tenant: str, kind: str, id: str) -> Record | None:
         """As `RecordStore.get`."""
@@ -336,7 +372,10 @@ class SqlRecords:
         """As `RecordStore.commit`."""
         if quiet:
             return await self._db.transact("commit", lambda: commit_quietly(tenant, writes))
-        return await self._db.transact("commit", lambda: commit(tenant, writes, self._db.announce(tenant)))
+        revision = await self._db.transact("commit", lambda: commit(tenant, writes, self._db.announce(tenant)))
+        for watching in self._watching:
+            watching.set()
+        return revision
 
     async def revision(self, tenant: str) -> int:
         """As `RecordStore.revision`."""
@@ -344,19 +383,23 @@ class SqlRecords:
         return rows[0][0] if rows else 0
 
     async def changed(self, tenant: str, revision: int, within: float) -> int:
-        """As `RecordStore.changed`: woken by the database where it can, by looking every `POLL_S` anyway."""
+        """As `RecordStore.changed`: woken by a commit of this process, by the database where it can, by looking every `POLL_S`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within
         with self._db.watch(tenant) as woken:
-            while True:
-                woken.clear()
-                now = await self.revision(tenant)
-                left = deadline - loop.time()
-                if now > revision or left <= 0:
-                    return now
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, POLL_S)):
-                        await woken.wait()
+            self._watching.add(woken)
+            try:
+                while True:
+                    woken.clear()
+                    now = await self.revision(tenant)
+                    left = deadline - loop.time()
+                    if now > revision or left <= 0:
+                        return now
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(min(left, POLL_S)):
+                            await woken.wait()
+            finally:
+                self._watching.discard(woken)
 
     async def close(self) -> None:
         """Let go of connections. Idempotent."""
@@ -400,6 +443,14 @@ class SqlQueue:
         """As `Queue.depth`; jobs that are not ready yet are waiting."""
         waiting, leased, dead = (await self._db.query(DEPTH, tenant, queue))[0]
         return waiting, leased, dead
+
+    async def dead(self, tenant: str, *, limit: int = 1000) -> list[DeadJob]:
+        """As `Queue.dead`."""
+        return [DeadJob(*row) for row in await self._db.query(DEAD, tenant, max(0, limit))]
+
+    async def revive(self, tenant: str, queue: str, id: str, *, now_ns: int) -> bool:
+        """As `Queue.revive`."""
+        return bool(await self._db.query(REVIVE, now_ns, tenant, queue, id))
 
     async def close(self) -> None:
         """Let go of connections. Idempotent."""

@@ -283,15 +283,15 @@ class Supervisor:
         run = self._runs.get(name)
         return run is not None and await _reaches(run, within)
 
-    async def replace(self, child: Child, within: float, *, wait: bool = True) -> bool:
+    async def replace(self, child: Child, within: float, *, wait: bool = True, once: bool = False) -> bool:
         """Start a new `child`, and when it is running retire the old one of that name; whether that came about.
 
         Where the new one is not running after `within` seconds it is ended and the old one stays. Returns when the
-        old one is gone, or, with `wait` False, when it has been told.
+        old one is gone, or, with `wait` False, when it has been told. With `once` the new one is not started a second time.
         """
         old = self._runs.get(child.name)
         new = self._begin(_Run(child))
-        if not await _reaches(new, within):
+        if not await _reaches(new, within, once=once):
             await self._end(new)
             return False
         self._runs[child.name] = new
@@ -453,9 +453,11 @@ def _held(path: Path, content: bytes) -> Unavailable:
     )
 
 
-async def _reaches(run: _Run, within: float) -> bool:
+async def _reaches(run: _Run, within: float, *, once: bool = False) -> bool:
     end = monotonic() + within
     while run.state != "running" and (left := end - monotonic()) > 0:
+        if once and run.state == "backoff":
+            return False
         await _within(run.changed.wait(), left)
     return run.state == "running"
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+from msgspec.structs import replace
+
 from noria.contracts.error import Blocked, LimitExceeded, NoriaError, RequestError
 from noria.contracts.exchange import Exchange, Usage
-from noria.contracts.price import cost_of
+from noria.contracts.price import Price, cost_of, timed_only, untold
 from noria.contracts.release import Endpoint
 from noria.contracts.trace import Attempt, CacheUse, CostStatus, ExchangeRow, Outcome, StageTime
 from noria.contracts.verdict import Ruling
@@ -16,89 +19,80 @@ EXACT: CostStatus = "exact"
 ESTIMATED: CostStatus = "estimated"
 
 
-class Account:
+class Account(msgspec.Struct):
     """Everything noted about one exchange. Mutable, short-lived, owned by its journey."""
 
-    __slots__ = (
-        "answer",
-        "answer_is_sse",
-        "attempts",
-        "cache",
-        "counted",
-        "cut_tokens",
-        "endpoint",
-        "error",
-        "finish_reason",
-        "first_ns",
-        "headers",
-        "hedged",
-        "model_ns",
-        "native",
-        "request",
-        "reserved",
-        "rulings",
-        "served_model",
-        "status",
-        "tries",
-        "upstream_id",
-        "usage",
-        "warnings",
-        "watch",
-    )  # fmt: skip
+    watch: Stopwatch
+    began_ns: int = 0
+    """When the exchange began (Unix ns): the price of that moment is paid. 0 = that of the endpoint's snapshot."""
+    rulings: list[Ruling] = []
+    attempts: list[Attempt] = []
+    tries: int = 0
+    """Attempts begun."""
+    hedged: list[Endpoint] = []
+    """Endpoints that had begun when another was faster: they may bill."""
+    endpoint: Endpoint | None = None
+    served_model: str = ""
+    upstream_id: str = ""
+    finish_reason: str = ""
+    usage: Usage = Usage()
+    counted: Usage | None = None
+    """Tokens by our own count, where the endpoint told none."""
+    heard: Usage | None = None
+    """What an endpoint whose stream is translated told of its usage so far."""
+    cut_short: bool = False
+    """Whether `usage` is what was told before the answer's end, and our own count of the rest."""
+    first_ns: int | None = None
+    """From the beginning to the first content byte towards the caller."""
+    model_ns: int = 0
+    """Time spent waiting for models, failed attempts included."""
+    status: int = 0
+    error: BaseException | None = None
+    request: bytes = b""
+    answer: bytes = b""
+    answer_is_sse: bool = False
+    cut_tokens: int = 0
+    reserved: int | None = None
+    """Nano-dollars set aside under a budget."""
+    cache: CacheUse = ""
+    headers: list[tuple[str, str]] = []
+    """What the head of the answer says besides."""
+    warnings: list[str] = []
+    """What an endpoint's protocol could not carry."""
+    native: bool = False
+    """Whether the bodies are in the caller's dialect, untranslated."""
 
-    def __init__(self, watch: Stopwatch) -> None:
-        self.watch = watch
-        self.rulings: list[Ruling] = []
-        self.attempts: list[Attempt] = []
-        self.tries = 0
-        """Attempts begun."""
-        self.hedged: list[Endpoint] = []
-        """Endpoints that had begun when another was faster: they may bill."""
-        self.endpoint: Endpoint | None = None
-        self.served_model = ""
-        self.upstream_id = ""
-        self.finish_reason = ""
-        self.usage = Usage()
-        self.counted: Usage | None = None
-        """Tokens by our own count, where the endpoint reported none and an answer had begun."""
-        self.first_ns: int | None = None
-        """From the beginning to the first content byte towards the caller."""
-        self.model_ns = 0
-        """Time spent waiting for models, failed attempts included."""
-        self.status = 0
-        self.error: BaseException | None = None
-        self.request = b""
-        self.answer = b""
-        self.answer_is_sse = False
-        self.cut_tokens = 0
-        self.reserved: int | None = None
-        """Nano-dollars set aside under a budget."""
-        self.cache: CacheUse = ""
-        self.headers: list[tuple[str, str]] = []
-        """What the head of the answer says besides."""
-        self.warnings: list[str] = []
-        """What an endpoint's protocol could not carry."""
-        self.native = False
-        """Whether the bodies are in the caller's dialect, untranslated."""
+    def hear(self, usage: Usage | None) -> None:
+        """What the answer has used so far (`ModelCall.hear`)."""
+        self.heard = usage or self.heard
 
     def cost(self) -> tuple[int | None, CostStatus]:
         """Nano-dollars and how they are known; an unknown price or count is unknown, never 0."""
         if self.cache:
             return 0, "exact"  # what was used once is not billed again
-        price = self.endpoint.price if self.endpoint else None
         if self.endpoint is None or unbilled(self.attempts):
             return 0, "exact"
-        usage, status = self.usage, EXACT
-        if usage.input is None:
+        price = self._price(self.endpoint)
+        timed = price is not None and timed_only(price)
+        usage, status = self.usage, ESTIMATED if self.cut_short and not timed else EXACT
+        if usage.input is None and not timed:
             if self.counted is None and self.reserved is not None:
                 return self.reserved, "estimated"  # who began to answer may bill: what was set aside is paid
             usage, status = self.counted or usage, ESTIMATED
         if price is None or (usage.input is None and not price.compute_hour):
             return None, "unknown"
-        own = cost_of(price, usage, model_ns=self._worked_ns() if price.compute_hour else 0)
+        worked = self._worked_ns() if price.compute_hour else 0
+        own = cost_of(price, usage, model_ns=worked)
         if status == ESTIMATED and self.reserved is not None:
-            own = min(own, self.reserved)
+            # searches were counted, and nothing was set aside for them
+            fees = own - cost_of(price, replace(usage, searches=0), model_ns=worked) if usage.searches else 0
+            own = min(own - fees, self.reserved) + fees
+        if untold(price, usage):
+            status = ESTIMATED
         return self._with_hedges(own) if self.hedged else (own, status)
+
+    def _price(self, endpoint: Endpoint) -> Price | None:
+        return endpoint.price_at(self.began_ns) if self.began_ns else endpoint.price
 
     def _worked_ns(self) -> int:
         """How long the endpoint that answered was at work, for a price an hour of model time."""
@@ -108,7 +102,7 @@ class Account:
     def _with_hedges(self, own: int) -> tuple[int | None, CostStatus]:
         """With what the slower endpoints of a race may bill: the same prompt, and of a whole answer the same answer too."""
         usage = self.usage if self.first_ns is None else Usage(input=self.usage.input, output=0)
-        prices = [e.price for e in self.hedged]
+        prices = [self._price(e) for e in self.hedged]
         if any(p is None for p in prices):
             return None, "unknown"
         return own + sum(cost_of(p, usage) for p in prices if p is not None), "estimated"
@@ -170,12 +164,15 @@ class Account:
 
 def unbilled(attempts: Sequence[Attempt]) -> bool:
     """Whether no endpoint did any work: each refused the call, or could not be reached."""
-    return bool(attempts) and all((a.status or 0) >= 400 or a.error == "upstream_refused" or not a.took_ns for a in attempts)
+    for a in attempts:
+        if (a.status or 0) < 400 and a.error != "upstream_refused" and a.took_ns:
+            return False
+    return bool(attempts)
 
 
 def stage_times(times: Sequence[tuple[str, int, int]]) -> tuple[StageTime, ...]:
     """The stopwatch's times as the trace keeps them."""
-    return tuple(StageTime(name, offset, took) for name, offset, took in times)
+    return tuple([StageTime(*time) for time in times])
 
 
 def outcome(error: BaseException | None) -> Outcome:

@@ -50,9 +50,12 @@ FAMILIES = (
         "noria_endpoint_state", "gauge", "0 well, 1 on trial, 2 cooling, 3 ejected, 4 key refused: the worst of all workers.",
         ("endpoint",), merge="max",
     ),
+    Family("noria_probes", "counter", "Probes of endpoints, by what came of them.", ("endpoint", "result")),
+    Family("noria_probe_out", "gauge", "1 while an endpoint is out by its probes.", ("endpoint",), merge="max"),
     Family("noria_cache", "counter", "What the answer cache did, by event.", ("event",)),
     Family("noria_cache_saved_nanousd", "counter", "What answers from the cache had cost when they were made."),
     Family("noria_cache_bytes", "gauge", "Memory of cached answers."),
+    Family("noria_cache_shared_wait_microseconds", "counter", "Time that requests waited for lookups in the shared cache."),
     Family("noria_in_flight", "gauge", "Requests being answered."),
     Family("noria_queue_depth", "gauge", "Requests that wait for a limit."),
     Family("noria_spool_pending", "gauge", "Records that wait in memory for the disk."),
@@ -187,11 +190,12 @@ class Metrics:
             for verb, total in zip(("evaluated", "acted"), numbers, strict=True):
                 self._total("noria_policy", total, policy, verb)
 
-    def cache(self, totals: Mapping[str, int], saved_nanousd: int, held: int) -> None:
-        """How the answer cache stands: numbers since the worker's start, by event, and its memory in bytes."""
+    def cache(self, totals: Mapping[str, int], saved_nanousd: int, held: int, waited_ns: int = 0) -> None:
+        """How the answer cache stands: numbers since the worker's start, by event, its memory in bytes, time waited for lookups."""
         for event, total in totals.items():
             self._total("noria_cache", total, event)
         self._total("noria_cache_saved_nanousd", saved_nanousd)
+        self._total("noria_cache_shared_wait_microseconds", waited_ns // 1000)
         self._counts.set("noria_cache_bytes", held)
 
     def routing(self, totals: Mapping[str, int], attempts: Mapping[tuple[str, str], int], states: Mapping[str, str]) -> None:

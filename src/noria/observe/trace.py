@@ -1,30 +1,23 @@
-"""From the spool to the trace store: rows decoded, bodies keyed, encrypted and stored once (DESIGN §3a.6, §3a.7).
-
-A body's id is BLAKE3 under the key of its subject, or of its tenant where it has none; its ciphertext is AES-256-GCM
-(NIST SP 800-38D) with a random nonce under a key derived from the same one, so equal bodies of two people look
-unrelated, and destroying the key makes both id and content meaningless.
-"""
+"""From the spool to the trace store: rows decoded, bodies sealed and stored once (DESIGN §3a.6, §3a.7)."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-import zlib
 from collections.abc import Awaitable, Callable, Iterable
-from typing import NamedTuple
+from concurrent.futures import Executor
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
 
 import msgspec
-from blake3 import blake3
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from noria.contracts.error import NoriaError, StoreError, boundary
 from noria.contracts.port import Body, TraceStore
 from noria.contracts.trace import ExchangeRow, SpoolPosition
-from noria.kit.ids import keyed, random_bytes
 from noria.kit.spool import SpoolReader, SpoolRecord
 from noria.observe.poison import PoisonBox
+from noria.observe.vault import Named, Packing, Remembered, Vault
 
 log = logging.getLogger("noria.recorder")
 
@@ -34,19 +27,21 @@ KeySource = Callable[[str, str], Awaitable[bytes | None]]
 Told = Callable[[list[ExchangeRow]], None]
 """Is given rows as they are stored, bodies in the clear: what live views are fed from."""
 
-BATCH_BYTES = 4 * 1024 * 1024
+T = TypeVar("T")
+
+BATCH_BYTES = 8 * 1024 * 1024
 """Payload bytes that one batch takes from the spool (one larger record is a batch of its own)."""
-LINGER = 8
-"""After a batch that emptied the spool, pause for so many polls: an append has a fixed cost of milliseconds."""
+PIECE_BYTES = 1024 * 1024
+"""Payload bytes that are read at once: they are held twice until they are decoded."""
+LOOK_S = 0.25
+"""Seconds between looks at a spool where nothing happens: each costs two system calls."""
+LINGER = 3
+"""How much longer to wait after a batch that emptied the spool: an append has a fixed cost of milliseconds, but what was
+recorded is to be seen within a second.
+"""
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
 TRIES = 6
 """Refusals of one batch after which it is looked whether the store refuses it for the sake of single rows."""
-
-_NONCE = 12
-_PACK_FROM = 512
-"""Shorter bodies are not worth compressing."""
-_PLAIN, _ZLIB = b"\0", b"\1"
-_CONTEXT = "noria 2026-11-22 trace body encryption"
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(ExchangeRow)
@@ -75,42 +70,6 @@ class Lag(NamedTuple):
     seconds: float
 
 
-class Vault:
-    """One key, ready to name, seal and open bodies."""
-
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-        self._cipher = AESGCM(blake3(key, derive_key_context=_CONTEXT).digest())
-
-    def name(self, content: bytes) -> str:
-        """The keyed id of a body."""
-        return keyed(self._key, content)
-
-    def seal(self, tenant: str, id: str, content: bytes) -> bytes:
-        """The ciphertext of a body, bound to its tenant and id."""
-        packed = _ZLIB + _packed(content) if len(content) >= _PACK_FROM else _PLAIN + content
-        nonce = random_bytes(_NONCE)
-        return nonce + self._cipher.encrypt(nonce, packed, _bound(tenant, id))
-
-    def open(self, tenant: str, id: str, data: bytes) -> bytes:
-        """The body; raises `StoreError` where it is not what was sealed under this key, tenant and id."""
-        try:
-            packed = self._cipher.decrypt(data[:_NONCE], data[_NONCE:], _bound(tenant, id))
-        except (InvalidTag, ValueError) as e:
-            raise StoreError(f"The body {id[:12]}… cannot be decrypted: it is damaged, or of another key.") from e
-        return zlib.decompress(packed[1:]) if packed[:1] == _ZLIB else packed[1:]
-
-
-def _packed(content: bytes) -> bytes:
-    """Compressed with a small window: setting up the default one costs more than all else (8 against 41 us for 11 KB)."""
-    packer = zlib.compressobj(1, zlib.DEFLATED, 12, 4)
-    return packer.compress(content) + packer.flush()
-
-
-def _bound(tenant: str, id: str) -> bytes:
-    return f"{tenant}|{id}".encode()
-
-
 class _Batch(NamedTuple):
     rows: dict[str, list[ExchangeRow]]
     """By tenant."""
@@ -119,15 +78,46 @@ class _Batch(NamedTuple):
     bytes: int
 
 
+class Desk:
+    """What recorders of one store share: the names of bodies it has, and the thread that decodes and seals."""
+
+    def __init__(self, thread: Executor | None = None) -> None:
+        self.stored = Remembered()
+        self._thread = thread
+
+    async def work(self, what: Callable[[], T]) -> T:
+        """Run something that keeps a processor busy, or waits for the disk."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, what)
+
+    async def sealed(self, key: KeySource, tenant: str, rows: list[ExchangeRow]) -> tuple[list[Named], list[Body], Packing]:
+        """Rows and bodies as `TraceStore.append` takes them, and what `stored` is to be told once they are."""
+        secrets = {s: await key(tenant, s) for s in {r.subject for r in rows if r.request or r.answer}}
+        packing = Packing(tenant, {s: Vault(secret) if secret else None for s, secret in secrets.items()}, self.stored)
+        named, bodies = await self.work(lambda: (packing.take(rows), packing.close()))
+        return named, bodies, packing
+
+
 class Recorder:
     """Moves one spool into a trace store. Loses no position: it advances only in the transaction that stores the rows.
 
     `undecodable` counts payloads that are no row, `poisoned` rows that the store refuses while it takes others: both are
     put aside whole (`observe.poison`) and passed over. `stored`, `failures` speak for themselves.
+    `desk` is shared by the recorders of one store.
     """
 
-    def __init__(self, reader: SpoolReader, spool: str, store: TraceStore, key: KeySource, *, told: Told | None = None) -> None:
+    def __init__(
+        self,
+        reader: SpoolReader,
+        spool: str,
+        store: TraceStore,
+        key: KeySource,
+        *,
+        told: Told | None = None,
+        desk: Desk | None = None,
+    ) -> None:
         self._told = told
+        self._desk = desk or Desk()
+        self._hurried = asyncio.Event()
         self.undecodable = 0
         self.poisoned = 0
         self.stored = 0
@@ -162,7 +152,11 @@ class Recorder:
         at = self._position
         return at is not None and (at.segment, at.offset) >= (tail.segment, tail.offset)
 
-    async def run(self, poll: float = 0.05) -> None:
+    def hurry(self) -> None:
+        """Look now, not at the next turn."""
+        self._hurried.set()
+
+    async def run(self, poll: float = LOOK_S) -> None:
         """Move records until cancelled. A store that fails is asked again, ever more slowly; nothing is lost meanwhile."""
         pause = FIRST_RETRY_S
         while True:
@@ -176,7 +170,9 @@ class Recorder:
                 continue
             pause = FIRST_RETRY_S
             if self._behind == 0:
-                await asyncio.sleep(poll * LINGER if records else poll)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurried.wait(), poll * LINGER if records else poll)
+                self._hurried.clear()
 
     async def step(self) -> int:
         """Move one batch; how many records it had. After a failure the next step tries the same batch again.
@@ -192,7 +188,8 @@ class Recorder:
                     self._level_since = time.monotonic()
                     self.looks += 1
                     return 0
-                self._batch = await asyncio.to_thread(self._read, self._position)
+                at = self._position
+                self._batch = await self._desk.work(lambda: self._read(at))
             if (batch := self._batch).position != self._position:
                 await (self._put(batch) if self._refusals < TRIES else self._isolate(batch))
             self._advance(batch)
@@ -200,16 +197,22 @@ class Recorder:
             return batch.records
 
     def _read(self, position: SpoolPosition) -> _Batch:
-        records, after = self._reader.read(position, max_records=self._store.max_batch, max_bytes=BATCH_BYTES)
-        self._behind = self._reader.behind(after)
         rows: dict[str, list[ExchangeRow]] = {}
-        for record in records:
-            if (row := self._decode(record)) is not None:
-                rows.setdefault(row.tenant, []).append(row)
-            else:
-                self._aside.put(self._spool, record.payload)
-                self.undecodable += 1
-        return _Batch(rows, after, len(records), sum(len(r.payload) for r in records))
+        count = size = 0
+        while (room := self._store.max_batch - count) > 0 and size < BATCH_BYTES:
+            records, position = self._reader.read(position, max_records=room, max_bytes=PIECE_BYTES)
+            for record in records:
+                if (row := self._decode(record)) is not None:
+                    rows.setdefault(row.tenant, []).append(row)
+                else:
+                    self._aside.put(self._spool, record.payload)
+                    self.undecodable += 1
+            count += len(records)
+            size += sum(len(r.payload) for r in records)
+            if not records:
+                break
+        self._behind = self._reader.behind(position)
+        return _Batch(rows, position, count, size)
 
     def _decode(self, record: SpoolRecord) -> ExchangeRow | None:
         try:
@@ -222,17 +225,19 @@ class Recorder:
         tenants = list(batch.rows) or [""]
         for tenant in tenants:
             rows = batch.rows.get(tenant, [])
-            named, bodies = await _sealed(self._key, tenant, rows)
+            named, bodies, packing = await self._desk.sealed(self._key, tenant, rows)
             position = batch.position if tenant == tenants[-1] else None
             again = self._refusals > 0
             self._refusals += 1
             new = await self._store.append(tenant, named, bodies, position)
             self._refusals -= 1
-            self._note(rows, new, again=again)
+            self._note(rows, new, packing, again=again)
 
-    def _note(self, rows: list[ExchangeRow], new: int, *, again: bool) -> None:
+    def _note(self, rows: list[ExchangeRow], new: int, packing: Packing, *, again: bool) -> None:
         """Rows were stored; where the batch was tried before, they are news only if some are new."""
         self.stored += new
+        if new == len(rows):  # a row that was there already brings no bodies with it
+            self._desk.stored.add(packing.names)
         if self._told is not None and rows and (new or not again):
             self._told(rows)
 
@@ -247,7 +252,7 @@ class Recorder:
             parts = [rows]
             while parts:
                 part = parts.pop()
-                named, bodies = await _sealed(self._key, tenant, part)
+                named, bodies, packing = await self._desk.sealed(self._key, tenant, part)
                 try:
                     with boundary(StoreError, f"recording {self._spool}"):
                         new = await self._store.append(tenant, named, bodies, None)
@@ -259,7 +264,7 @@ class Recorder:
                     else:
                         await self._put_aside(part[0], e)
                 else:
-                    self._note(part, new, again=True)
+                    self._note(part, new, packing, again=True)
         await self._store.append("", [], [], batch.position)
 
     async def _probe(self) -> None:
@@ -267,8 +272,8 @@ class Recorder:
         await self._store.append("", [], [], self._position)
 
     async def _put_aside(self, row: ExchangeRow, error: NoriaError) -> None:
-        payload = await asyncio.to_thread(self._payload, row)
-        name = await asyncio.to_thread(self._aside.put, self._spool, payload)
+        payload = await self._desk.work(lambda: self._payload(row))
+        name = await self._desk.work(lambda: self._aside.put(self._spool, payload))
         self.poisoned += 1
         log.error(
             "the trace store refuses the exchange %s; it is put aside in %s: %s", row.id, self._aside.folder / name, error.text
@@ -276,8 +281,9 @@ class Recorder:
 
     def _payload(self, row: ExchangeRow) -> bytes:
         """A row of the batch as it lies in the spool, with what a newer version may have written into it."""
-        assert self._position is not None  # a batch was read from it
-        records, _ = self._reader.read(self._position, max_records=self._store.max_batch, max_bytes=BATCH_BYTES)
+        assert self._position is not None  # the batch was read from it
+        assert self._batch is not None
+        records, _ = self._reader.read(self._position, max_records=self._batch.records, max_bytes=self._batch.bytes)
         return next((r.payload for r in records if self._decode(r) == row), encode(row))
 
     def _advance(self, batch: _Batch) -> None:
@@ -297,7 +303,7 @@ async def store_again(box: PoisonBox, store: TraceStore, key: KeySource) -> int:
         try:
             with boundary(StoreError, f"recording {name}"):
                 row = decode(await asyncio.to_thread(box.take, name))
-                named, bodies = await _sealed(key, row.tenant, [row])
+                named, bodies, _ = await Desk().sealed(key, row.tenant, [row])
                 await store.append(row.tenant, named, bodies, None)
                 await asyncio.to_thread(box.drop, name)
         except NoriaError as e:
@@ -312,35 +318,15 @@ async def read_bodies(store: TraceStore, key: KeySource, tenant: str, ids: Itera
 
     Raises `StoreError` for a damaged one.
     """
-    sealed = await store.bodies(tenant, list(dict.fromkeys(i for i in ids if i)))
+    wanted = dict.fromkeys(i for i in ids if i)
+    sealed = await store.bodies(tenant, list(wanted))
     secrets = {subject: await key(tenant, subject) for subject in {b.subject for b in sealed}}
     vaults = {subject: Vault(secret) for subject, secret in secrets.items() if secret}
-    return {b.id: vaults[b.subject].open(tenant, b.id, b.data) for b in sealed if b.subject in vaults}
-
-
-async def _sealed(
-    key: KeySource, tenant: str, rows: list[ExchangeRow]
-) -> tuple[list[tuple[ExchangeRow, str, str]], list[Body]]:
-    """Rows as `TraceStore.append` takes them."""
-    secrets = {s: await key(tenant, s) for s in {r.subject for r in rows if r.request or r.answer}}
-    vaults = {s: Vault(secret) if secret else None for s, secret in secrets.items()}
-    return await asyncio.to_thread(_bodies, tenant, rows, vaults)
-
-
-def _bodies(
-    tenant: str, rows: list[ExchangeRow], vaults: dict[str, Vault | None]
-) -> tuple[list[tuple[ExchangeRow, str, str]], list[Body]]:
-    """The rows with the ids of their bodies, and each body once. Without its key a body is not kept."""
-    kept: dict[str, Body] = {}
-
-    def keep(subject: str, content: bytes) -> str:
-        vault = vaults.get(subject)
-        if not content or vault is None:
-            return ""
-        name = vault.name(content)
-        if name not in kept:
-            kept[name] = Body(name, subject, vault.seal(tenant, name, content))
-        return name
-
-    named = [(row, keep(row.subject, row.request), keep(row.subject, row.answer)) for row in rows]
-    return named, list(kept.values())
+    return {
+        name: content
+        for b in sealed
+        if (vault := vaults.get(b.subject)) is not None
+        for names in [(b.id, *b.beside)]
+        for name, content in zip(names, vault.open_all(tenant, names, b.data), strict=True)
+        if name in wanted
+    }

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, cast
 
 import msgspec
 
-from noria.contracts.error import ConfigError, RequestError, UpstreamError
-from noria.contracts.exchange import Dialect, ModelCall, ModelReply
+from noria.contracts.error import RequestError, UpstreamError
+from noria.contracts.exchange import Dialect, Hear, ModelCall, ModelReply
 from noria.contracts.release import Endpoint
 from noria.contracts.stage import Options, Provider, Relay, Sink
 from noria.dialects.anthropic import read_error, read_message, write_messages_request
@@ -21,6 +21,7 @@ from noria.dialects.anthropic_stream import MessagesStream
 from noria.dialects.openai_answer import read_answer
 from noria.dialects.upstream import Gate, Headers, garbled, kept_headers, refusal, transport_failure
 from noria.kit.http_client import HttpCallError, HttpClient
+from noria.kit.http_endpoint import check_key, client_for
 
 URL = "https://api.anthropic.com"
 PATH = "/v1/messages"
@@ -63,7 +64,7 @@ class Anthropic(Provider):
         self._who = f"The endpoint {endpoint.name!r}"
         self._model = endpoint.model
         self._headers = _headers(endpoint, secret, self._own)
-        self._client = None if relay is not None else _client(endpoint, self._own.max_connections)
+        self._client = None if relay is not None else client_for(endpoint, endpoint.url or URL, self._own.max_connections)
         self._relay: Relay = relay or cast("HttpClient", self._client)
 
     async def send(self, call: ModelCall, sink: Sink) -> ModelReply:
@@ -73,7 +74,7 @@ class Anthropic(Provider):
         body, native = self._body(call), call.dialect == "anthropic"
         headers, lost = self._headers_of(call)
         if call.stream:
-            reply = await self._stream(headers, body, sink, native=native)
+            reply = await self._stream(headers, body, sink, native=native, hear=call.hear)
         else:
             reply = await self._whole(headers, body, native=native)
         return msgspec.structs.replace(reply, warnings=lost) if lost else reply
@@ -133,8 +134,8 @@ class Anthropic(Provider):
             raise garbled(f"answered {status} with what is no answer: {e}", who=self._who, status=status, body=answer) from None
         return ModelReply(status, translated, kept_headers(got), read_answer("chat", translated).id)
 
-    async def _stream(self, headers: Headers, body: bytes, sink: Sink, *, native: bool) -> ModelReply:
-        tap = NativeTap(self._who) if native else MessagesStream(int(time.time()), who=self._who)
+    async def _stream(self, headers: Headers, body: bytes, sink: Sink, *, native: bool, hear: Hear) -> ModelReply:
+        tap = NativeTap(self._who) if native else MessagesStream(int(time.time()), who=self._who, hear=hear)
         gate = Gate(tap, sink, who=self._who)
         try:
             status, got, answer = await self._relay.send("POST", PATH, headers, body, on_head=gate.head)
@@ -149,29 +150,8 @@ class Anthropic(Provider):
         return refusal(status, headers, body if native else read_error(body), now=time.time(), who=self._who)
 
 
-def _client(endpoint: Endpoint, max_connections: int) -> HttpClient:
-    times = endpoint.timeouts
-    try:
-        return HttpClient(
-            endpoint.url or URL,
-            connect_timeout=times.connect,
-            first_timeout=times.first,
-            idle_timeout=times.idle,
-            total_timeout=times.total,
-            max_connections=max_connections,
-        )
-    except ValueError as e:
-        raise ConfigError(
-            f"The url of the model {endpoint.name!r} cannot be used: {e}", where=f"models.{endpoint.name}.url"
-        ) from None
-
-
 def _headers(endpoint: Endpoint, secret: str, own: Anthropic.Config) -> Headers:
-    where = f"models.{endpoint.name}.key"
-    if not secret and not endpoint.url:
-        raise ConfigError(f"The model {endpoint.name!r} has no key.", where=where, hint="Give one: key: env:ANTHROPIC_API_KEY")
-    if secret and not (secret.isascii() and secret.isprintable()):
-        raise ConfigError(f"The key of the model {endpoint.name!r} holds characters that no header can carry.", where=where)
+    check_key(endpoint, secret, "ANTHROPIC_API_KEY")
     headers = [("content-type", "application/json"), ("user-agent", "noria"), ("anthropic-version", own.version)]
     if secret:
         headers.append(("x-api-key", secret))

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from noria.contracts.error import ConfigError, RequestError, UpstreamError
-from noria.contracts.exchange import Dialect, ModelCall, ModelReply
+from noria.contracts.error import RequestError, UpstreamError
+from noria.contracts.exchange import Dialect, Hear, ModelCall, ModelReply
 from noria.contracts.release import Endpoint
 from noria.contracts.stage import Options, Provider, Relay, Sink
 from noria.dialects.gemini import read_error, read_generate, write_generate_request
@@ -21,6 +21,7 @@ from noria.dialects.gemini_stream import GenerateStream
 from noria.dialects.openai_answer import read_answer
 from noria.dialects.upstream import Gate, Headers, garbled, kept_headers, refusal, transport_failure
 from noria.kit.http_client import HttpCallError, HttpClient
+from noria.kit.http_endpoint import check_key, client_for
 
 URL = "https://generativelanguage.googleapis.com"
 
@@ -45,7 +46,7 @@ class Gemini(Provider):
         self._model = endpoint.model
         self._path = f"/{own.version}/models/{quote(endpoint.model, safe='')}"
         self._headers = _headers(endpoint, secret, own.headers)
-        self._client = None if relay is not None else _client(endpoint, own.max_connections)
+        self._client = None if relay is not None else client_for(endpoint, endpoint.url or URL, own.max_connections)
         self._relay: Relay = relay or cast("HttpClient", self._client)
 
     async def send(self, call: ModelCall, sink: Sink) -> ModelReply:
@@ -55,7 +56,7 @@ class Gemini(Provider):
         body, lost = self._body(call)
         headers = [*self._headers, ("traceparent", call.traceparent)] if call.traceparent else self._headers
         if call.stream:
-            reply = await self._stream(headers, body, sink, native=call.dialect == "gemini")
+            reply = await self._stream(headers, body, sink, native=call.dialect == "gemini", hear=call.hear)
         else:
             reply = await self._whole(headers, body, native=call.dialect == "gemini")
         return msgspec.structs.replace(reply, warnings=lost) if lost else reply
@@ -105,8 +106,8 @@ class Gemini(Provider):
         facts = read_answer("chat", translated)
         return ModelReply(status, translated, kept_headers(got), facts.id, facts)
 
-    async def _stream(self, headers: Headers, body: bytes, sink: Sink, *, native: bool) -> ModelReply:
-        tap = NativeTap(self._who) if native else GenerateStream(int(time.time()), who=self._who)
+    async def _stream(self, headers: Headers, body: bytes, sink: Sink, *, native: bool, hear: Hear) -> ModelReply:
+        tap = NativeTap(self._who) if native else GenerateStream(int(time.time()), who=self._who, hear=hear)
         gate = Gate(tap, sink, who=self._who)
         path = f"{self._path}:streamGenerateContent?alt=sse"
         try:
@@ -122,29 +123,8 @@ class Gemini(Provider):
         return refusal(status, headers, body if native else read_error(body), now=time.time(), who=self._who)
 
 
-def _client(endpoint: Endpoint, max_connections: int) -> HttpClient:
-    times = endpoint.timeouts
-    try:
-        return HttpClient(
-            endpoint.url or URL,
-            connect_timeout=times.connect,
-            first_timeout=times.first,
-            idle_timeout=times.idle,
-            total_timeout=times.total,
-            max_connections=max_connections,
-        )
-    except ValueError as e:
-        raise ConfigError(
-            f"The url of the model {endpoint.name!r} cannot be used: {e}", where=f"models.{endpoint.name}.url"
-        ) from None
-
-
 def _headers(endpoint: Endpoint, secret: str, own: dict[str, str]) -> Headers:
-    where = f"models.{endpoint.name}.key"
-    if not secret and not endpoint.url:
-        raise ConfigError(f"The model {endpoint.name!r} has no key.", where=where, hint="Give one: key: env:GEMINI_API_KEY")
-    if secret and not (secret.isascii() and secret.isprintable()):
-        raise ConfigError(f"The key of the model {endpoint.name!r} holds characters that no header can carry.", where=where)
+    check_key(endpoint, secret, "GEMINI_API_KEY")
     headers = [("content-type", "application/json"), ("user-agent", "noria")]
     if secret:
         headers.append(("x-goog-api-key", secret))

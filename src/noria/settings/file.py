@@ -13,6 +13,7 @@ from noria.contracts.error import ConfigError
 from noria.kit.ids import digest
 from noria.settings import meaning
 from noria.settings.document import Document
+from noria.settings.metrics import MetricsSettings
 from noria.settings.problem import InvalidSettings, Path, Problem, unknown
 from noria.settings.tree import AppSettings, ModelSettings, PromptSettings, RuleSettings, Settings, StoreSettings, keys
 
@@ -32,8 +33,6 @@ _WANTED = {
     "dict_type": "a mapping",
     "model_type": "a mapping",
 }
-_LATER = {"rollout": "Rollouts are not supported yet: give start shares with `weights`, such as {a: 90, b: 10}."}
-"""Keys that will mean something one day, and what to do until then."""
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -122,8 +121,6 @@ def _shape_problems(doc: Document, error: ValidationError) -> Iterator[Problem]:
 
 def _unknown_key(doc: Document, path: Path) -> Problem:
     key = str(path[-1])
-    if key in _LATER:
-        return doc.problem(path, _LATER[key], key=True)
     _, hint = unknown("key", key, keys(path[:-1]))
     return doc.problem(path, f"There is no key {key!r} here.", hint, key=True)
 
@@ -199,6 +196,7 @@ def _anchored(settings: Settings, folder: FilePath, files: Mapping[str, bytes]) 
         "price_file": _absolute(settings.price_file, folder) if settings.price_file else None,
         "alerts": settings.alerts.model_copy(update={"webhook": _anchored_secret(settings.alerts.webhook, folder)}),
         "stores": settings.stores.model_copy(update=stores),
+        "metrics": _anchored_metrics(settings.metrics, folder),
     }
     return settings.model_copy(update=update)
 
@@ -213,6 +211,13 @@ def _read_prompt(prompt: PromptSettings, folder: FilePath, files: Mapping[str, b
 def _anchored_rule(rule: RuleSettings, folder: FilePath) -> RuleSettings:
     name = (rule.model_extra or {}).get("file")
     return rule.model_copy(update={"file": _absolute(name, folder)}) if isinstance(name, str) and name else rule
+
+
+def _anchored_metrics(metrics: MetricsSettings, folder: FilePath) -> MetricsSettings:
+    if metrics.otlp is None:
+        return metrics
+    headers = {name: _anchored_secret(value, folder) for name, value in metrics.otlp.headers.items()}
+    return metrics.model_copy(update={"otlp": metrics.otlp.model_copy(update={"headers": headers})})
 
 
 def _anchored_secret(reference: str | None, folder: FilePath) -> str | None:

@@ -14,11 +14,12 @@ import msgspec
 
 from noria.contracts.error import ConfigError, NoriaError, boundary
 from noria.contracts.stage import Check, Options, Provider
+from noria.evaluate.suite import REFUSED_PARAMS
 from noria.kit import extension
-from noria.settings import routing
+from noria.settings import health, rollout, routing
 from noria.settings.document import Document
 from noria.settings.problem import Path, Problem, unknown
-from noria.settings.tree import ReleaseSettings, RuleSettings, default_action
+from noria.settings.tree import ReleaseSettings, RuleSettings, StoreSettings, default_action
 
 _IN_PROCESS = frozenset({"local", "scripted"})
 """Providers that call no server: an address or a key would never be used."""
@@ -67,6 +68,9 @@ def problems(doc: Document, catalog: Catalog) -> Iterator[Problem]:
     for _, _, path in doc.entries("guards"):
         for item, where in doc.items(path):
             yield from _rule(doc, catalog, item, where)
+    for _, value, path in doc.entries("suites"):
+        if isinstance(value, dict):
+            yield from _suite(doc, catalog, value, path)
     for name, value, path in doc.entries("apps"):
         if isinstance(value, dict):
             yield from _app(doc, name, value, path)
@@ -78,9 +82,23 @@ def _service(doc: Document, catalog: Catalog) -> Iterator[Problem]:
         if key == "passthrough" and isinstance(value, str) and value not in _names(doc, "models"):
             yield doc.problem(path, *unknown("model", value, _names(doc, "models")))
     for _, value, path in doc.entries("stores"):
-        scheme, found, _ = value.partition("://") if isinstance(value, str) else ("", "", "")
-        if found and scheme not in catalog.engines:
+        if not isinstance(value, str) or "://" not in value:
+            continue
+        if (scheme := extension.scheme(value)) not in catalog.engines:
             yield doc.problem(path, *unknown("engine", scheme, catalog.engines))
+    yield from _own_cache(doc)
+
+
+def _own_cache(doc: Document) -> Iterator[Problem]:
+    """The shared cache is a file that may be thrown away: nothing else may lie in it."""
+    given = {key: value for key, value, _ in doc.entries("stores")}
+    urls = StoreSettings().model_dump() | given
+    for key, value in urls.items():
+        if key != "cache" and value == urls["cache"] and str(value).startswith("sqlite"):
+            what = f"The cache cannot be the file of `stores.{key}`: it is thrown away where it is damaged."
+            at = ("stores", "cache" if "cache" in given else key)
+            yield doc.problem(at, what, "Give the cache a file of its own.")
+            return
 
 
 def _model(doc: Document, catalog: Catalog, value: Mapping[str, Any], path: Path) -> Iterator[Problem]:
@@ -96,6 +114,7 @@ def _model(doc: Document, catalog: Catalog, value: Mapping[str, Any], path: Path
     for key in ("url", "key"):
         if provider in _IN_PROCESS and value.get(key):
             yield doc.problem((*path, key), f"The provider {provider} runs here and has no `{key}`.", "Remove it.", key=True)
+    yield from health.problems(doc, value, path, in_process=provider in _IN_PROCESS)
     options = value.get("options", {})
     if not isinstance(options, dict):
         return
@@ -130,8 +149,41 @@ def _rule(doc: Document, catalog: Catalog, item: Any, path: Path) -> Iterator[Pr
     on_input = sides in ("input", "both") or (isinstance(sides, list) and "input" in sides)
     if on_input and not loaded.either and "output" in loaded.needs:
         yield doc.problem((*at, "on"), f"The check {check!r} judges answers, not prompts.", "Write on: output.")
+    if "expected" in loaded.needs:
+        what = f"The check {check!r} compares an answer with an expected one, which nobody knows of live traffic."
+        yield doc.problem(at, what, "Use it as a metric, under `suites`.", key=True)
+        return
     own = {k: v for k, v in rule.items() if k not in RuleSettings.model_fields}
     yield from _options(doc, loaded.Config, own, at, also=tuple(RuleSettings.model_fields))
+
+
+def _suite(doc: Document, catalog: Catalog, value: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+    """Metrics that do not exist or score no answers, their options, and parameters that an evaluation sets itself."""
+    for key in value["params"] if isinstance(value.get("params"), dict) else ():
+        if key in REFUSED_PARAMS:
+            what = f"A suite cannot set {key!r}: the evaluation does."
+            yield doc.problem((*path, "params", key), what, "Leave it out.", key=True)
+    given: dict[str, Any]
+    for item, where in doc.items((*path, "metrics")):
+        if isinstance(item, str):
+            check, at, given = item, where, {}
+        elif isinstance(item, dict) and len(item) == 1 and isinstance(next(iter(item.values())), dict):
+            check, given = next(iter(item.items()))
+            at = (*where, check)
+        else:
+            continue
+        if check not in catalog.checks:
+            yield doc.problem(at, *unknown("check", check, catalog.checks), key=True)
+            continue
+        loaded, wrong = _loaded(catalog.check, check)
+        if loaded is None:
+            yield doc.problem(at, *wrong, key=True)
+        elif loaded.either or "output" not in loaded.needs:
+            what = f"The check {check!r} scores no answers: it is a guard's."
+            yield doc.problem(at, what, "Use `exact`, `label`, `f1`, …", key=True)
+        else:
+            own = {"labels": ["?"], **given} if check == "label" else given  # a dataset brings its labels along
+            yield from _options(doc, loaded.Config, own, at)
 
 
 def _loaded(load: Callable[[str], type[Any]], id: str) -> tuple[type[Any] | None, tuple[str, str]]:
@@ -189,6 +241,7 @@ def _app(doc: Document, name: str, value: Mapping[str, Any], path: Path) -> Iter
         if isinstance(release, dict):
             yield from _release(doc, release, at)
     yield from _weights(doc, value, path)
+    yield from rollout.problems(doc, value, path, _names(doc, *path, "releases"))
     if name in _embedding_models(doc):
         yield doc.problem(path, f"{name!r} is an embedding model's name too, and clients call both by name.", key=True)
 

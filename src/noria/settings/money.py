@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, model_validator
 
-from noria.contracts.price import Price, Tier
+from noria.contracts.price import Price, Tier, begins, minutes_of
 from noria.contracts.release import Budget, Limit
 from noria.gateway.scope import KINDS
 from noria.settings.shape import Duration, SecretReference, Strict
 
-_DAY = r"^\d{4}-\d{2}-\d{2}$"
 _TAG = re.compile(r"[^=\s]+=.+\Z")
 
 
@@ -35,6 +35,28 @@ def zone(value: str) -> str:
         ZoneInfo(value)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ValueError(f"{value!r} is not an IANA time zone such as Europe/Berlin") from None
+    return value
+
+
+def moment(value: str) -> str:
+    """A `since` of a price. Raises `ValueError`."""
+    try:
+        if value and len(value) != len("2027-01-01") and datetime.fromisoformat(value).tzinfo is None:
+            raise ValueError
+        begins(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is neither a day such as 2027-01-01 nor a moment such as 2027-01-01T00:00+08:00") from None
+    return value
+
+
+def hours_of_day(value: str) -> str:
+    """The `hours` of a price. Raises `ValueError`."""
+    try:
+        first, last = minutes_of(value) if value else (0, 1)
+    except ValueError:
+        first = last = 0
+    if first == last:
+        raise ValueError(f"{value!r} are no hours such as 16:30-00:30")
     return value
 
 
@@ -85,6 +107,12 @@ class PriceSettings(Strict):
     """A million tokens of audio in the answer; as `output` when absent."""
     image_input: Dollars | None = None
     """A million tokens of images in the prompt; as `input` when absent."""
+    cached_audio: Dollars | None = None
+    """A million tokens of audio that the vendor had cached; as `cached` when absent."""
+    image_output: Dollars | None = None
+    """A million tokens of images in the answer; as `output` when absent."""
+    search: Dollars | None = None
+    """A thousand web searches that the vendor runs; without it, what they cost is not known, and a cost is an estimate."""
     request: Dollars = 0.0
     """Each exchange, besides its tokens."""
     batch: float = Field(default=1.0, ge=0, le=1)
@@ -93,8 +121,12 @@ class PriceSettings(Strict):
     """An hour of model time, measured by Noria."""
     tiers: list[TierSettings] = []
     """Prices of long inputs."""
-    since: str = Field(default="", pattern=_DAY + "|^$")
-    """The first day (UTC, YYYY-MM-DD) on which it applies; only in a price file, where a model may have several."""
+    since: Annotated[str, AfterValidator(moment)] = ""
+    """When it begins: a day (YYYY-MM-DD, from midnight UTC) or a moment with its offset (2027-01-01T00:00+08:00). Only in a price
+    file, where a model may have several.
+    """
+    hours: Annotated[str, AfterValidator(hours_of_day)] = ""
+    """The hours of the day (UTC, such as 16:30-00:30) in which it comes before prices without hours; only in a price file."""
 
     @model_validator(mode="after")
     def _whole(self) -> PriceSettings:
@@ -107,6 +139,16 @@ class PriceSettings(Strict):
         plain = self.model_dump(exclude={"tiers", "input", "output"})
         tiers = tuple(Tier(**t.model_dump()) for t in sorted(self.tiers, key=lambda t: t.above))
         return Price(input=self.input or 0.0, output=self.output or 0.0, tiers=tiers, source=source, **plain)
+
+
+def _always(price: PriceSettings) -> PriceSettings:
+    if price.since or price.hours:
+        raise ValueError("`since` and `hours` belong in a `price_file`, where a model has a list of prices")
+    return price
+
+
+OwnPrice = Annotated[PriceSettings, AfterValidator(_always)]
+"""The one price that a model has in `noria.yaml`."""
 
 
 class BudgetSettings(Strict):
@@ -178,6 +220,8 @@ def price_table(value: Any, source: str) -> dict[str, tuple[Price, ...]]:
 
     made = TypeAdapter(dict[str, PriceSettings | list[PriceSettings]]).validate_python(value, strict=True)
     return {
-        name: tuple(sorted((p.price(source) for p in (given if isinstance(given, list) else [given])), key=lambda p: p.since))
+        name: tuple(
+            sorted((p.price(source) for p in (given if isinstance(given, list) else [given])), key=lambda p: begins(p.since))
+        )
         for name, given in made.items()
     }

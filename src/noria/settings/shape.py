@@ -12,8 +12,8 @@ from noria.settings.environment import reference_problem
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,99}\Z")
 _SIZE = re.compile(r"(\d+)\s*([kmg]i?b|b)\Z", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)\Z")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\Z")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def _name(value: str) -> str:
@@ -34,12 +34,12 @@ def size(value: Any) -> Any:
 
 
 def seconds(value: Any) -> Any:
-    """Seconds of `5`, `"5s"`, `"500ms"`, `"2m"` or `"1h"`."""
+    """Seconds of `5`, `"5s"`, `"500ms"`, `"2m"`, `"1h"` or `"14d"`."""
     if not isinstance(value, str):
         return value
     found = _DURATION.match(value.strip())
     if not found:
-        raise ValueError('A duration is a number of seconds or text such as "5s" (ms, s, m, h)')
+        raise ValueError('A duration is a number of seconds or text such as "5s" (ms, s, m, h, d)')
     return float(found[1]) * _UNITS[found[2]]
 
 

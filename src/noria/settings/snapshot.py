@@ -8,7 +8,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from noria.contracts.error import ConfigError
-from noria.contracts.release import App, Caching, Endpoint, GuardRule, Prompt, Release, SemanticCaching, Timeouts
+from noria.contracts.release import App, Caching, Endpoint, GuardRule, Probe, Prompt, Release, SemanticCaching, Timeouts
 from noria.kit.ids import digest
 from noria.release.identity import reproducible
 from noria.settings import meaning, routing
@@ -87,6 +87,7 @@ def _endpoint(name: str, m: ModelSettings, vendors: Collection[str]) -> Endpoint
         options=m.options,
         region=m.region,
         lacks=tuple(m.lacks),
+        probe=Probe(m.health.probe, m.health.every, m.health.timeout, m.health.failures) if m.health else None,
     )
 
 
@@ -97,7 +98,8 @@ def _app(settings: Settings, name: str, app: AppSettings, identify: Callable[[Re
         releases[label] = replace(bare, id=identify(bare))
     shares = app.weights if app.weights is not None else {next(iter(releases)): 1.0}
     weights = {label: float(shares.get(label, 0.0)) for label in releases}
-    return App(name, releases, weights, description=app.description, record_bodies=app.record_bodies)
+    drift = app.drift.policy() if app.drift else None
+    return App(name, releases, weights, description=app.description, record_bodies=app.record_bodies, drift=drift)
 
 
 def _release(settings: Settings, app: str, name: str, r: ReleaseSettings, parts: _Parts) -> Release:

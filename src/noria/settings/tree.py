@@ -14,11 +14,17 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from noria.contracts.routing import Feature
 from noria.settings.caching import Caching
+from noria.settings.drift import DriftSettings
+from noria.settings.evaluate import SuiteSettings
 from noria.settings.files import BatchSettings, FileSettings
-from noria.settings.money import AlertSettings, BudgetSettings, LimitSettings, PriceSettings
+from noria.settings.health import Health
+from noria.settings.metrics import MetricsSettings
+from noria.settings.money import AlertSettings, BudgetSettings, LimitSettings, OwnPrice
 from noria.settings.operate import OperateSettings
+from noria.settings.rollout import RolloutSettings
 from noria.settings.routing import Regions, Route, RoutingSettings
 from noria.settings.shape import Duration, HttpUrl, Name, SecretReference, Size, StoreUrl, Strict, Texts, listed
+from noria.settings.train import TrainSettings
 
 _DEFAULT_ACTIONS: dict[str, Action] = {"secrets": "block", "pii": "mask", "denylist": "block"}
 
@@ -67,7 +73,7 @@ class ModelSettings(Strict):
     """Where the API key is: `env:NAME` or `file:PATH`, never the key itself."""
     context: int | None = Field(default=None, gt=0)
     """The context window in tokens, where it is known; prompts are fitted into it."""
-    price: PriceSettings | None = None
+    price: OwnPrice | None = None
     """What it costs."""
     timeouts: TimeoutSettings = TimeoutSettings()
     """How long it may take."""
@@ -77,6 +83,8 @@ class ModelSettings(Strict):
     """Where it computes (`eu`, `us-east-1`, …): for apps, releases and keys that demand a region."""
     lacks: list[Feature] = []
     """What it cannot do, of `tools`, `images`, `json_schema`: requests that need it go to other models of the route."""
+    health: Health = None
+    """Whether the endpoint is asked now and then if it answers, besides what its answers say: what to ask, or a mapping. Off when absent."""
     kind: Literal["chat", "embedding"] = "chat"
     """Whether it answers chats or serves `/v1/embeddings` under its name."""
 
@@ -198,6 +206,10 @@ class AppSettings(AnswerSettings):
     """The releases by name."""
     weights: dict[str, float] | None = None
     """Start shares of traffic by release; absent ones get 0. All to the first release when not given."""
+    rollout: RolloutSettings | None = None
+    """How one of the releases, the candidate, comes into service; `apply` begins it."""
+    drift: DriftSettings | None = None
+    """Whether somebody watches if its traffic changes; `{}` for the usual windows. Not watched when absent."""
     regions: Regions = []
     """Where its requests may be computed, in whatever release; see `routing.regions`."""
     record_bodies: bool = True
@@ -228,7 +240,8 @@ class ServeSettings(Strict):
     """A name under `models`: who is asked what names no model and is none of ours (`GET /v1/fine_tuning/jobs`), verbatim.
     Whoever has a key may then use that account's resources: limit keys by their `endpoints`."""
     public_url: HttpUrl | None = None
-    """Where clients reach Noria, when that is not its own address (a proxy)."""
+    """Where clients reach Noria, when that is not its own address (a proxy): its name is one of `hosts` by that, links that are
+    printed begin with it, and webhooks name it as their `source`."""
     keys_required: Literal["auto", "always"] = "auto"
     """`auto`: API keys are asked for as soon as one exists, or where `host` is not a loopback address; `always`: even before."""
 
@@ -245,11 +258,15 @@ class StoreSettings(Strict):
     queue: StoreUrl = "sqlite:///{home}/records.db"
     """Waiting work."""
     counters: StoreUrl = "sqlite:///{home}/records.db"
-    """Rate limits and budgets. `memory://` forgets what was spent when the service ends."""
+    """Rate limits and budgets. `memory://` forgets what was spent when the service ends; `redis://` is for several nodes."""
     blobs: StoreUrl = "files:///{home}/blobs"
     """Artifacts and exports."""
+    cache: StoreUrl = "sqlite:///{home}/cache.db"
+    """Answers that all workers share: a file of its own, which may be deleted at any time, or `redis://` for several nodes."""
+    datasets: StoreUrl = "sqlite:///{home}/datasets.db"
+    """Dataset rows, sealed, and their versions."""
     jobs: StoreUrl = "process:///{home}/jobs"
-    """Heavy work outside of the service."""
+    """Heavy work outside of the service: training, evaluation."""
 
 
 class RetentionSettings(Strict):
@@ -257,6 +274,8 @@ class RetentionSettings(Strict):
 
     traces_days: int = Field(default=30, ge=1)
     """Days that traces and their bodies are kept."""
+    feedback_days: int = Field(default=365, ge=1)
+    """Days that feedback is kept, longer than the traces it is about."""
     responses_days: int = Field(default=30, ge=0)
     """Days that Responses are kept for `previous_response_id` and `GET /v1/responses/{id}`; 0 = none is stored."""
 
@@ -274,6 +293,8 @@ class Settings(Strict):
     """Guard policies by name: checks in order, each by its id or as `{id: rule}`."""
     apps: dict[Name, AppSettings] = {}
     """Apps by name: the `model` of a client's request."""
+    suites: dict[Name, SuiteSettings] = {}
+    """What releases are measured by, by name (`noria eval run`)."""
     budgets: dict[Name, BudgetSettings] = {}
     """Budgets by name; more can be made while the service runs (`noria budgets create`)."""
     limits: dict[Name, LimitSettings] = {}
@@ -292,6 +313,10 @@ class Settings(Strict):
     """How batches are worked off."""
     retention: RetentionSettings = RetentionSettings()
     """How long it is kept."""
+    train: TrainSettings = TrainSettings()
+    """How models are trained."""
+    metrics: MetricsSettings = MetricsSettings()
+    """Where metrics are pushed to."""
     operate: OperateSettings = OperateSettings()
     """How the service stops, is replaced, and mends itself."""
 

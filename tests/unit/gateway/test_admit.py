@@ -6,6 +6,9 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace as msgspec_replace
 
 from noria.contracts.error import NotFound, RequestError, Unauthorized, Unavailable
 from noria.contracts.exchange import Exchange
@@ -43,8 +46,8 @@ def test_the_release_is_pinned_and_the_secret_is_dropped() -> None:
 
 
 def test_without_keys_the_machine_itself_may_ask_whatever_it_sends() -> None:
-    for given in ("", "sk-anything"):
-        x = admit()(ask(authorization=given))
+    for sent in ("", "sk-anything"):
+        x = admit()(ask(authorization=sent))
         assert x.key is None
         assert x.authorization == ""
 
@@ -225,3 +228,63 @@ def test_tags_are_bounded_with_the_keys_own() -> None:
     with pytest.raises(RequestError) as e:
         door(ask(authorization="nk-good", tags={f"r{i}": "x" for i in range(7)}))
     assert (e.value.code, e.value.param) == ("invalid_tags", "x-noria-tags")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(0, 100), min_size=1, max_size=4),
+    st.floats(0.01, 60),
+    st.floats(0.01, 60),
+    st.booleans(),
+)
+def test_a_release_whose_share_rises_gains_units_and_loses_none(
+    others: list[float], low: float, more: float, first: bool
+) -> None:
+    if not any(others):
+        others = [1.0]
+    base = {f"r{n}": w for n, w in enumerate(others)}
+
+    def at(percent: float) -> dict[str, str]:
+        kept = {n: w * (100 - percent) / sum(others) for n, w in base.items()}
+        weights = {"new": percent, **kept} if first else {**kept, "new": percent}
+        return {u: choose(app("support", **weights), u).name for u in map(str, range(150))}
+
+    before, after = at(min(low, 99.0)), at(min(low + more, 99.5))
+    assert {u for u, r in before.items() if r == "new"} <= {u for u, r in after.items() if r == "new"}
+    assert all(after[u] in (r, "new") for u, r in before.items()), "nobody moves between two others"
+
+
+def test_nobody_who_tried_the_candidate_goes_back_while_its_share_rises() -> None:
+    tried: set[str] = set()
+    for percent in (1.0, 10.0, 50.0, 100.0):
+        two = app("support", old=100 - percent, new=percent)
+        now = {u for u in map(str, range(3000)) if choose(two, u).name == "new"}
+        assert tried <= now
+        assert len(now) / 3000 == pytest.approx(percent / 100, abs=0.03)
+        tried = now
+
+
+def test_another_candidate_is_tried_by_other_people() -> None:
+    first, second = (
+        {u for u in map(str, range(4000)) if choose(app("support", old=90.0, **{name: 10.0}), u).name == name}
+        for name in ("b", "c")
+    )
+    assert len(first & second) < 0.3 * len(first)
+
+
+def aliased(**aliases: str) -> Admit:
+    apps = {"support": msgspec_replace(app("support", a=90.0, b=10.0), aliases=aliases)}
+    snapshot = Snapshot("c1:x", "local", 1, apps, {k.hash: k for k in (key(apps=("support",)),)})
+    return Admit(snapshot, {}, clock=CLOCK, is_session=lambda text: text == "v1.session")
+
+
+def test_an_alias_names_a_release_and_counts_for_the_app_without_counting_for_its_rollout() -> None:
+    x = aliased(staging="b")(ask("support@staging", "nk-good"))
+    assert (x.release.id, x.model, x.tags) == ("r1:support-b", "support", {"noria.release": "pinned"})
+    assert aliased()(ask("support@production", "nk-good")).release.id == "r1:support-a"
+    assert aliased(production="b")(ask("support@production", "nk-good")).release.id == "r1:support-b"
+    with pytest.raises(NotFound, match="support@b"):
+        aliased()(ask("support@b", "nk-good"))
+    assert aliased()(ask("support@b", "v1.session")).release.id == "r1:support-b", "an operator names releases"
+    with pytest.raises(NotFound):
+        aliased(staging="gone")(ask("support@staging", "nk-good"))

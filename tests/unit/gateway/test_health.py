@@ -151,6 +151,15 @@ def test_a_refused_key_is_out_for_long_with_an_alarm() -> None:
     assert "'a'" in told.alarm
 
 
+def test_what_was_said_of_the_last_failure_is_kept_short_with_its_age() -> None:
+    health = Health("a")
+    assert (health.standing(S).last_error, health.standing(S).last_error_ago) == ("", None)
+    health.complained("first", 100 * S)
+    health.complained("x" * 1000, 101 * S)
+    told = health.standing(103 * S)
+    assert (len(told.last_error), told.last_error_ago) == (300, 2.0)
+
+
 @pytest.mark.parametrize("kind", ["caller", "window", "policy"])
 def test_the_callers_mistakes_are_not_held_against_an_endpoint(kind) -> None:
     health = Health("a")

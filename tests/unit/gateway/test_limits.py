@@ -112,11 +112,11 @@ async def test_a_keys_own_rate_needs_no_configuration() -> None:
 async def test_a_new_minute_starts_from_nothing_and_old_slices_are_forgotten() -> None:
     town = Town()
     limits = await town.worker(limits=[Limit("all", "tenant", requests_per_minute=1)])
-    await enter(limits)
-    town.now += MINUTE_NS
-    await enter(limits)
-    await limits.tick()
-    assert len(list(limits.slices)) == 1
+    for _ in range(4):
+        await enter(limits)
+        town.now += MINUTE_NS
+        await limits.tick()
+    assert len(list(limits.slices)) <= 2, "a minute's slice lasts for one more"
 
 
 async def test_steady_traffic_seldom_asks_the_keeper() -> None:

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from noria.contracts.error import Blocked, LimitExceeded, RequestError, UpstreamError
 from noria.contracts.exchange import Exchange, ModelReply
 from noria.contracts.release import Release
-from noria.gateway.relay import MAX_BACKLOG, MAX_HELD, Chained, Relay, Tap, Timed
+from noria.gateway.passage import Passage, Timed
+from noria.gateway.relay import MAX_BACKLOG, MAX_HELD, Relay
 from noria.kit.step import Stopwatch
 from noria.observe.account import Account
 
@@ -54,15 +55,20 @@ class Rot:
     """Holds back one character; the last one leaves at the flush."""
 
     def __init__(self) -> None:
-        self.held = ""
+        self.kept = ""
+
+    @property
+    def held(self) -> int:
+        return len(self.kept)
 
     def feed(self, text: str) -> str:
-        text = self.held + text
-        self.held = text[-1:]
+        text = self.kept + text
+        self.kept = text[-1:]
         return text[:-1].upper()
 
     def flush(self) -> str:
-        return self.held.upper()
+        kept, self.kept = self.kept, ""
+        return kept.upper()
 
 
 class Stage:
@@ -118,7 +124,7 @@ async def test_an_error_of_the_way_back_ends_the_wait_for_the_model() -> None:
         def feed(text: str) -> str:
             raise Blocked("no", check="c", side="answer")
 
-        return SimpleNamespace(feed=feed, flush=lambda: "")
+        return SimpleNamespace(feed=feed, flush=lambda: "", held=0)
 
     way, _, _ = relay(X, Stage(refusing))
 
@@ -137,7 +143,7 @@ async def test_a_model_that_never_waits_cannot_outrun_a_refusal() -> None:
         def feed(text: str) -> str:
             raise Blocked("no", check="c", side="answer")
 
-        return SimpleNamespace(feed=feed, flush=lambda: "")
+        return SimpleNamespace(feed=feed, flush=lambda: "", held=0)
 
     way, _, _ = relay(X, Stage(refusing))
 
@@ -241,11 +247,75 @@ def test_frames_that_cannot_be_joined_do_not_keep_an_exchange_from_being_recorde
 
 
 def test_a_chain_flushes_each_link_through_the_ones_behind_it() -> None:
-    tap = Tap()
-    chain = Chained([Rot(), tap, Rot()])
+    chain = Passage([Rot()], [Rot()])
     assert chain.feed("abcd") == "AB"
     assert chain.flush() == "CD"
-    assert "".join(tap.kept) == "ABCD"
+    assert chain.kept == "ABCD"
+    assert not chain.unchanged
+
+
+def test_a_chain_counts_what_it_holds_and_more_while_a_later_link_holds_some() -> None:
+    one, two = Passage([Rot()]), Passage([Rot()], [Rot()])
+    one.feed("abc")
+    assert one.held == 1
+    two.feed("abc")
+    two.feed("d")
+    assert two.held == 4, "which of them its second link holds is not known"
+    two.flush()
+    assert two.held == 0
+
+
+class Silent:
+    """Lets all pass but holds the last word, as a guard does; refuses a word."""
+
+    def __init__(self) -> None:
+        self.kept = ""
+
+    @property
+    def held(self) -> int:
+        return len(self.kept)
+
+    def feed(self, text: str) -> str:
+        text = self.kept + text
+        if "bad" in text:
+            raise Blocked("no", check="c", side="answer")
+        cut = max(0, text.rfind(" "))
+        self.kept = text[cut:]
+        return text[:cut]
+
+    def flush(self) -> str:
+        kept, self.kept = self.kept, ""
+        return kept
+
+
+def say(text: str) -> bytes:
+    return b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % text.encode()
+
+
+END = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_stream_that_its_guards_leave_alone_keeps_its_bytes_and_is_recorded_as_it_came(together: bool) -> None:
+    frames = [ROLE, say("a"), say(" b"), say("c"), b": ping\n\n", say(" d"), END, DONE]
+    way, out, account = relay(X, Stage(Silent))
+    for data in [b"".join(frames)] if together else frames:
+        way.feed(data)
+    way.close(ModelReply(200))
+    way.settle(way._x)
+    way.end(row(account))
+    said = [f for f in frames if f != b": ping\n\n"]
+    assert out.body.replace(b": ping\n\n", b"") == b"".join(said)
+    assert (account.answer, account.answer_is_sse) == (b"".join(frames), True)
+    assert way.text() == "a bc d"
+
+
+def test_what_was_let_go_before_a_refusal_in_the_same_bytes_leaves() -> None:
+    way, out, _ = relay(X, Stage(Silent))
+    way.feed(SAY)
+    way.feed(say(" there") + b": ping\n\n" + say(" bad"))
+    assert isinstance(way._error, Blocked)
+    assert out.body == SAY + b": ping\n\n"
 
 
 def test_time_is_added_up_even_when_a_stage_fails() -> None:
@@ -254,7 +324,7 @@ def test_time_is_added_up_even_when_a_stage_fails() -> None:
     def fail(text: str) -> str:
         raise ValueError
 
-    timed = Timed(SimpleNamespace(feed=fail, flush=lambda: ""), "guard.out", spent)
+    timed = Timed(SimpleNamespace(feed=fail, flush=lambda: "", held=0), "guard.out", spent)
     with pytest.raises(ValueError):
         timed.feed("a")
     first = spent["guard.out"]

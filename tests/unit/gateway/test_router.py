@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from noria.contracts.error import RequestError, Unavailable, UpstreamError
-from noria.contracts.exchange import Exchange, ModelReply
+from noria.contracts.exchange import Exchange, ModelReply, unheard
 from noria.contracts.release import Endpoint, Key, Timeouts
 from noria.contracts.routing import Hedge, Routing, Rule, Semantic, Topic
 from noria.contracts.stage import Provider
@@ -86,7 +86,7 @@ async def send(*providers: Provider, params: dict[str, Any] | None = None, **bod
     )
     gate, account = (
         Gate(),
-        SimpleNamespace(attempts=[], endpoint=None, model_ns=0, tries=0, first_ns=None, hedged=[], warnings=[]),
+        SimpleNamespace(attempts=[], endpoint=None, model_ns=0, tries=0, first_ns=None, hedged=[], warnings=[], hear=unheard),
     )
     said = SimpleNamespace(gate=gate, account=account, error=None, reply=None)
     try:
@@ -192,7 +192,9 @@ async def test_a_cancelled_attempt_is_noted() -> None:
             await asyncio.Event().wait()
             raise AssertionError
 
-    account = SimpleNamespace(attempts=[], endpoint=None, model_ns=0, tries=0, first_ns=None, hedged=[], warnings=[])
+    account = SimpleNamespace(
+        attempts=[], endpoint=None, model_ns=0, tries=0, first_ns=None, hedged=[], warnings=[], hear=unheard
+    )
     task = asyncio.create_task(Router([Endpoint("e", "p", "m")], {"e": Hanging()}, {}).send(ask(), Gate(), account, 0))
     await asyncio.sleep(0)
     task.cancel()
@@ -238,7 +240,7 @@ def routed(
 async def through(router: Router, x: Exchange | None = None) -> SimpleNamespace:
     gate, account = (
         Gate(),
-        SimpleNamespace(attempts=[], endpoint=None, model_ns=0, tries=0, first_ns=None, hedged=[], warnings=[]),
+        SimpleNamespace(attempts=[], endpoint=None, model_ns=0, tries=0, first_ns=None, hedged=[], warnings=[], hear=unheard),
     )
     said = SimpleNamespace(gate=gate, account=account, error=None, reply=None)
     try:
@@ -507,7 +509,9 @@ async def test_a_stream_that_talks_without_content_is_left_for_the_next_endpoint
     talking = Talking(b": ping\n\n")
     route = [Endpoint("e0", "played", "m", timeouts=Timeouts(first=0.1)), Endpoint("e1", "played", "m")]
     router = Router(route, {"e0": talking, "e1": Played(OK)}, {}, traffic=Traffic(random.Random(1)))
-    account = SimpleNamespace(attempts=[], endpoint=None, model_ns=0, tries=0, first_ns=None, hedged=[], warnings=[])
+    account = SimpleNamespace(
+        attempts=[], endpoint=None, model_ns=0, tries=0, first_ns=None, hedged=[], warnings=[], hear=unheard
+    )
     began = perf_counter_ns()
     assert await router.send(ask(), Deaf(), account, began) is OK
     assert [(a.endpoint, a.error) for a in account.attempts] == [("e0", "upstream_timeout"), ("e1", "")]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from noria.contracts.error import Blocked
 from noria.contracts.stage import Sample
 from noria.guard.action import scrub
-from noria.guard.stream import OutwardGuard
+from noria.guard.stream import OutwardGuard, _last_place
 
 PROPERTY = settings(max_examples=120, deadline=None, derandomize=True)
 
@@ -63,11 +63,53 @@ def test_what_whole_text_judging_finds_in_a_streamed_text_is_masked(kit, data):
     assert kit.run(opened(kit, everything(kit)), text) == scrub(text, found)
 
 
-def test_prose_is_held_back_by_a_word_and_chinese_by_a_character(kit):
+@PROPERTY
+@given(data=st.data())
+def test_a_quiet_text_holds_no_finding_and_begins_none_before_its_last_place(kit, data):
+    text, more = data.draw(kit.texts), data.draw(kit.texts)
+    text = text[: data.draw(st.integers(0, len(text)))]
+    for check in (kit.pii, kit.secrets, kit.denylist):
+        if check.quiet(text):
+            assert not check.suspects(text)
+            assert all(check.quiet(text[:i]) and check.quiet(text[i:]) for i in range(len(text)))
+            last = _last_place(text)
+            assert all(f.start >= last for f in check.judge(Sample(output=text + more)).findings)
+
+
+@PROPERTY
+@given(data=st.data())
+def test_the_fast_way_through_quiet_text_and_the_wary_one_agree(kit, data):
+    text = " ".join(data.draw(st.lists(kit.texts, max_size=4)))
+    fast, wary = [], []
+    expected = kit.run(opened(kit, everything(kit), report=fast.append), kit.chunks(text, data))
+    slow = opened(kit, everything(kit), report=wary.append)
+    slow._is_quiet = lambda: False
+    assert kit.run(slow, kit.chunks(text, data)) == expected
+    assert [(r.verdict, r.action) for r in fast] == [(r.verdict, r.action) for r in wary]
+
+
+@PROPERTY
+@given(data=st.data())
+def test_what_is_said_to_be_held_is_what_has_not_left(kit, data):
+    text = data.draw(kit.texts)
+    t = opened(
+        kit, [kit.rule(kit.pii, "flag"), kit.rule(kit.secrets, "flag")], data.draw(st.sampled_from(["content", "tool.0"]))
+    )
+    fed = left = ""
+    for chunk in kit.chunks(text, data):
+        fed += chunk
+        left += t.feed(chunk)
+        assert left + fed[len(fed) - t.held :] == fed
+    assert left + t.flush() == fed
+
+
+def test_prose_is_held_back_by_a_word_and_chinese_not_at_all(kit):
     english = opened(kit, everything(kit))
     assert [english.feed(t) for t in ["The", " quick", " brown", " fox"]] == ["", "The", " quick", " brown"]
     chinese = opened(kit, everything(kit))
-    assert [chinese.feed(t) for t in "今天天气"] == ["", "今", "天", "天"]
+    assert [chinese.feed(t) for t in "今天天气，是机密。"] == ["今", "天", "天", "气", "，", "是", "", "", "[TERM]。"]
+    lines = opened(kit, everything(kit))
+    assert [lines.feed(t) for t in ["Dear", " Bob", ":\n", "\n", "Yes"]] == ["", "Dear", " Bob:\n", "\n", ""]
 
 
 def test_a_finding_cut_anywhere_is_masked_and_not_restored(kit):

@@ -111,3 +111,17 @@ def test_versions_are_compared_by_number(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_class_of_another_kind_is_not_taken() -> None:
     with pytest.raises(ConfigError, match="exactly one public subclass of Provider"):
         extension.load("checks", "pii", Provider)
+
+
+@pytest.mark.parametrize(
+    ("url", "engine"),
+    [
+        ("postgresql://h/d", "postgres"),
+        ("postgres://h/d", "postgres"),
+        ("rediss://h", "redis"),
+        ("duckdb+x:///f", "duckdb"),
+        ("x", "x"),
+    ],
+)
+def test_a_url_names_its_engine_by_either_of_its_names(url: str, engine: str) -> None:
+    assert extension.scheme(url) == engine

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 
+import pytest
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -77,6 +80,15 @@ def test_every_policy_counts_evaluated_and_acted_and_the_keeper_reads_them(tmp_p
     assert policy_totals(tmp_path) == {"guard:support/pii": (2, 1), "limit:rpm": (9, 1)}
     assert by_app(tmp_path, "noria_exchanges", outcome="ok") == {"support": 1}
     assert value(metrics, "noria_policy_total", policy="limit:rpm", verb="evaluated") == 9
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool")
+def test_promtool_has_nothing_to_say():
+    metrics = Metrics(lambda _: True)
+    metrics.count(replace(ROW, app='we"ird\\\n', outcome="error", error_code="x"))
+    metrics.keeper(up=True)
+    done = subprocess.run(["promtool", "check", "metrics"], input=metrics.text(), capture_output=True, check=False)
+    assert (done.returncode, done.stderr + done.stdout) == (0, b"")
 
 
 def test_counting_an_exchange_costs_a_few_microseconds():

@@ -10,7 +10,8 @@ from noria.contracts.port import Body
 from noria.contracts.trace import ExchangeRow, SpoolPosition
 from noria.kit.spool import SpoolReader, SpoolWriter
 from noria.observe.poison import PoisonBox
-from noria.observe.trace import Recorder, Vault, cursor, decode, encode, read_bodies, store_again
+from noria.observe.trace import Recorder, cursor, decode, encode, read_bodies, store_again
+from noria.observe.vault import Vault
 
 
 def row(id: str, **changes) -> ExchangeRow:
@@ -40,7 +41,7 @@ class Store:
             raise self.refuse
         new = [r for r in rows if (tenant, r[0].id) not in self.rows]
         self.rows |= {(tenant, r[0].id): r for r in new}
-        self.kept |= {(tenant, b.id): b for b in bodies}
+        self.kept |= {(tenant, name): b for b in bodies for name in (b.id, *b.beside)}
         if position:
             self.position[position.spool] = position
         return len(new)
@@ -49,7 +50,7 @@ class Store:
         return list(self.position.values())
 
     async def bodies(self, tenant, ids):
-        return [self.kept[tenant, i] for i in ids if (tenant, i) in self.kept]
+        return list({b.id: b for i in ids if (b := self.kept.get((tenant, i))) is not None}.values())
 
 
 class Keys:
@@ -119,6 +120,42 @@ async def test_equal_bodies_share_an_id_within_a_subject_and_nowhere_else(writer
     assert ids["1"] == ids["2"]
     assert len(set(ids.values())) == 4
     assert len(store.kept) == 4
+
+
+async def test_a_body_that_comes_again_is_not_stored_again_unless_it_was_not_stored(writer, recorder, store, keys):
+    writer.append(encode(row("1", request=b"same")))
+    store.refuse = StoreError("disk full")
+    with pytest.raises(StoreError):
+        await recorder.step()
+    store.refuse = None
+    writer.append(encode(row("2", request=b"same")))
+    await drain(recorder)
+    store.kept.clear()
+    writer.append(encode(row("3", request=b"same", answer=b"other")))
+    await drain(recorder)
+    assert [name for _, name in store.kept] == [store.rows["local", "3"][2]]
+
+
+async def test_small_bodies_of_a_batch_are_stored_together(writer, recorder, store, keys):
+    for i in range(5):
+        writer.append(encode(row(str(i), request=b"asked %d" % i, answer=b"told %d" % i)))
+    await drain(recorder)
+    assert len(set(store.kept.values())) == 1
+    names = [n for _, *names in store.rows.values() for n in names]
+    found = await read_bodies(store, keys, "local", names[:3])
+    assert found == dict(zip(names[:3], (b"asked 0", b"told 0", b"asked 1"), strict=True))
+
+
+async def test_a_hurried_recorder_does_not_wait_for_its_next_look(writer, recorder, store):
+    running = asyncio.create_task(recorder.run(poll=3600))
+    async with asyncio.timeout(10):
+        while not recorder.looks:
+            await asyncio.sleep(0.002)
+        writer.append(encode(row("1")))
+        recorder.hurry()
+        while not store.rows:
+            await asyncio.sleep(0.002)
+    running.cancel()
 
 
 async def test_destroying_a_subjects_key_makes_its_bodies_unreadable(writer, recorder, store, keys):

@@ -285,9 +285,30 @@ BAD = [
     (
         "models: {m: {provider: local, model: x}}\napps:\n  a: {model: m, rollout: {canary: b}}",
         3,
-        17,
-        "apps.a.rollout",
-        ["not supported yet", "`weights`"],
+        35,
+        "apps.a.rollout.canary",
+        ["single release has no candidate"],
+    ),
+    (
+        "models: {m: {provider: local, model: x}}\napps:\n  a: {releases: {x: {model: m}, y: {model: m}}, rollout: {canary: z}}",
+        3,
+        67,
+        "apps.a.rollout.canary",
+        ["release 'z'"],
+    ),
+    (
+        "models: {m: {provider: local, model: x}}\napps:\n  a: {releases: {x: {model: m}, y: {model: m}}, rollout: {canary: x}}",
+        3,
+        67,
+        "apps.a.rollout.canary",
+        ["has all of the traffic at the start"],
+    ),
+    (
+        "models: {m: {provider: local, model: x}}\napps:\n  a: {releases: {x: {model: m}, y: {model: m}}, rollout: {canary: y, steps: [5, 5]}}",
+        3,
+        70,
+        "apps.a.rollout.steps",
+        ["each above the one before"],
     ),
     ("knowledge: {h: {from: docs/}}", 1, 1, "knowledge", ["no key 'knowledge'"]),
     (

@@ -91,6 +91,13 @@ export interface FullRow extends Omit<Row, "rulings"> {
   team?: string;
   user?: string;
   tags?: Record<string, string>;
+  /** The protocol that the caller spoke. */
+  dialect?: "openai" | "anthropic" | "responses" | "gemini";
+  /** Whether the bodies are in that protocol. */
+  native?: boolean;
+  cache?: "" | "hit" | "semantic" | "joined";
+  /** What could not be carried over into the model's protocol. */
+  warnings?: string[];
 }
 
 export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
@@ -103,6 +110,23 @@ export interface TraceDetail {
   chat?: { request: { [key: string]: Json } | null; answer: { [key: string]: Json } | null } | null;
   answer_is_sse: boolean;
   bodies: "stored" | "off" | "erased" | "none";
+  /** What was said of the answer; absent from older keepers. */
+  feedback?: Said[];
+}
+
+/** One piece of feedback. */
+export interface Said {
+  id: string;
+  kind: "thumb" | "score" | "label" | "correction";
+  metric: string;
+  value: number | null;
+  text: string;
+  comment: string;
+  by: string;
+  key: string;
+  time_ns: string;
+  note: string;
+  erased: boolean;
 }
 
 export interface Page {
@@ -117,6 +141,16 @@ export interface Status {
   models: { name: string; provider: string; model: string; state: "ready" | "loading" | "failed" | "absent"; detail: string }[];
   apps: { name: string; release: string; release_id: string; description: string; model: string }[];
   recorder: { lag_records: number; lag_seconds: number; dropped: number; alarm: string | null };
+  workers?: {
+    name: string;
+    pid: number;
+    seen_seconds_ago: number;
+    config: string;
+    trouble: string;
+    in_flight: number;
+    draining: boolean;
+    spool: { dropped: number; pending: number; alarm: string | null };
+  }[];
   keys_required: boolean;
   notices: { level: string; text: string; code: string }[];
 }
@@ -168,6 +202,136 @@ export interface Member {
   teams?: string[];
   live_keys: number;
   created_ns: string;
+}
+
+export type CostGroup = "model" | "app" | "key" | "org" | "team" | "user" | "tag" | "provider" | "endpoint";
+
+/** Sums over a group of exchanges. */
+export interface Total {
+  exchanges: number;
+  /** Of those whose cost is known. */
+  cost_usd: number;
+  unknown: number;
+  estimated: number;
+  tokens_in: number;
+  tokens_out: number;
+  cached: number;
+}
+
+export interface Costs {
+  /** The values of what was grouped by stand beside the sums, under their names. */
+  groups: (Total & Record<string, string | number>)[];
+  total: Total | null;
+}
+
+export interface Spared {
+  saved_usd: number;
+  events: Record<string, number>;
+}
+
+export type BudgetWindow = "day" | "week" | "month" | "total";
+
+export interface Budget {
+  id: string;
+  scope: string;
+  usd: number;
+  window: BudgetWindow;
+  zone: string;
+  hard: boolean;
+  /** Shares of the limit. */
+  alerts: number[];
+  used_usd: number;
+  reserved_usd: number;
+  left_usd: number;
+  /** ISO 8601; null where it never begins anew. */
+  resets: string | null;
+  source: "api" | "key" | "noria.yaml";
+}
+
+/** One unit of a limit now: `used` + `leased` + `left` is the limit, unless it was lowered. */
+export interface LimitUse {
+  unit: "requests" | "tokens" | "concurrent";
+  limit: number;
+  used: number;
+  /** What workers hold and have not used. */
+  leased: number;
+  left: number;
+  /** Of `used`: by other nodes, or by workers that died. */
+  elsewhere: number;
+  resets_in_s: number | null;
+  leases: { worker: string; taken: number; free: number }[];
+}
+
+export interface Limit {
+  id: string;
+  scope: string;
+  requests_per_minute: number | null;
+  tokens_per_minute: number | null;
+  concurrent: number | null;
+  queue_seconds: number;
+  queue_size: number;
+  use: LimitUse[];
+  source: "api" | "key" | "noria.yaml";
+}
+
+export interface Quantiles {
+  p50: number | null;
+  p95: number | null;
+}
+
+export interface EndpointState {
+  name: string;
+  provider: string;
+  model: string;
+  region: string;
+  apps: string[];
+  /** Of a local model's server. */
+  server: { state: string; detail: string } | null;
+  /** The worst in the eyes of any worker. */
+  state: "ok" | "trial" | "cooling" | "ejected" | "dead" | "unused";
+  seconds_left: number;
+  workers: number;
+  workers_out: number;
+  in_flight: number;
+  failures_in_a_row: number;
+  last_error: { text: string; seconds_ago: number } | null;
+  attempts: Record<string, number>;
+  took_ms: Quantiles;
+  first_ms: Quantiles;
+}
+
+export interface Batch {
+  id: string;
+  endpoint: string;
+  status: string;
+  input_file_id: string;
+  output_file_id: string | null;
+  error_file_id: string | null;
+  /** Seconds, as all times here. */
+  created_at: number;
+  expires_at: number;
+  completed_at: number | null;
+  failed_at: number | null;
+  expired_at: number | null;
+  cancelled_at: number | null;
+  request_counts: { total: number; completed: number; failed: number };
+  errors: { data: { code: string; message: string; line: number | null }[] } | null;
+  metadata: Record<string, string> | null;
+  /** `team:…`, `key:…`, `console` or `open`. */
+  owner: string;
+  key: string;
+  lane: "" | "own" | "upstream";
+}
+
+export interface StoredFile {
+  id: string;
+  filename: string;
+  purpose: string;
+  bytes: number;
+  created_at: number;
+  expires_at: number;
+  owner: string;
+  key: string;
 }
 
 /** A refusal by the server, or by the network (`status` 0). */
@@ -224,6 +388,23 @@ export const api = {
   addMember: (kind: Kind, body: object) => send<Member>("POST", `/api/${kind}s`, body),
   changeMember: (kind: Kind, name: string, body: object, cascade = false) => send<Member>("PATCH", of(kind, name, cascade), body),
   removeMember: (kind: Kind, name: string, cascade = false) => send<{ revoked: string[] }>("DELETE", of(kind, name, cascade)),
+
+  cost(by: string[], filter: string, since: string, signal?: AbortSignal): Promise<Costs> {
+    const query = new URLSearchParams([...by.map((name) => ["by", name]), ["since", since], ...(filter ? [["filter", filter]] : [])]);
+    return request<Costs>(`/api/cost?${query}`, { signal });
+  },
+  spared: (signal?: AbortSignal) => request<Spared>("/api/cache", { signal }),
+  budgets: (signal?: AbortSignal) => request<Budget[]>("/api/budgets", { signal }),
+  addBudget: (body: object) => send<Budget>("POST", "/api/budgets", body),
+  changeBudget: (id: string, body: object) => send<Budget>("PATCH", `/api/budgets/${encodeURIComponent(id)}`, body),
+  removeBudget: (id: string) => send<void>("DELETE", `/api/budgets/${encodeURIComponent(id)}`),
+  limits: (signal?: AbortSignal) => request<Limit[]>("/api/limits", { signal }),
+  addLimit: (body: object) => send<Limit>("POST", "/api/limits", body),
+  removeLimit: (id: string) => send<void>("DELETE", `/api/limits/${encodeURIComponent(id)}`),
+  endpoints: (signal?: AbortSignal) => request<EndpointState[]>("/api/endpoints", { signal }),
+  batches: (signal?: AbortSignal) => request<Batch[]>("/api/batches", { signal }),
+  cancelBatch: (id: string) => send<Batch>("POST", `/api/batches/${encodeURIComponent(id)}/cancel`, {}),
+  files: (signal?: AbortSignal) => request<StoredFile[]>("/api/files", { signal }),
 
   status: (signal?: AbortSignal) => request<Status>("/api/status", { signal }),
 

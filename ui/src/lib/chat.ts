@@ -1,23 +1,26 @@
 import type { Json, TraceDetail } from "./api";
+import { READERS, type NativeDialect } from "./native";
 
 /** One thing a message shows; `place` is the name that rulings give to its text. */
 export type Item =
   | { type: "text" | "reasoning" | "refusal"; text: string; place: string }
   | { type: "call"; name: string; arguments: string; id: string; place: string }
-  | { type: "media"; what: string };
+  | { type: "media"; what: string; detail?: string };
 
 export interface Turn {
   role: string;
   /** The function whose result a tool message is. */
   name: string;
   items: Item[];
+  /** A tool that said that it failed. */
+  failed?: boolean;
 }
 
-type Bag = { [key: string]: Json };
+export type Bag = { [key: string]: Json };
 
-const isBag = (v: Json | undefined): v is Bag => typeof v === "object" && v !== null && !Array.isArray(v);
-const bags = (v: Json | undefined): Bag[] => (Array.isArray(v) ? v.filter(isBag) : []);
-const textOf = (v: Json | undefined): string => (typeof v === "string" ? v : "");
+export const isBag = (v: Json | undefined): v is Bag => typeof v === "object" && v !== null && !Array.isArray(v);
+export const bags = (v: Json | undefined): Bag[] => (Array.isArray(v) ? v.filter(isBag) : []);
+export const textOf = (v: Json | undefined): string => (typeof v === "string" ? v : "");
 
 /** JSON text with line breaks, or the text itself where it is no JSON (a cut stream). */
 export function pretty(text: string): string {
@@ -77,8 +80,27 @@ function answerTurns(answer: Bag): Turn[] {
   });
 }
 
-/** The conversation of a trace: what the model saw, then what it gave. */
+/** The conversation of a trace: what the model saw, then what it gave.
+ *
+ * Bodies in a protocol of their own are read as they are, so that nothing is lost and everything keeps its order. Where a
+ * guard marked something, they are shown as the chat that the guard judged: its positions count in that.
+ */
 export function turnsOf(trace: TraceDetail): { asked: Turn[]; given: Turn[] } {
+  const marked = trace.row.rulings.some((r) => r.verdict.findings.length);
+  if (trace.row.native && trace.row.dialect !== "openai" && !(marked && trace.chat?.request)) {
+    const reader = READERS[trace.row.dialect as NativeDialect];
+    return { asked: trace.request ? reader.asked(trace.request) : [], given: trace.answer ? reader.given(trace.answer) : [] };
+  }
   const { request, answer } = trace.chat ?? trace;
   return { asked: request ? requestTurns(request) : [], given: answer ? answerTurns(answer) : [] };
+}
+
+/** The tools that a request offers, by name; whatever protocol it speaks. */
+export function toolsOf(request: Bag | null): string[] {
+  return bags(request?.tools).flatMap((tool) => {
+    const declared = [...bags(tool.functionDeclarations), ...bags(tool.function_declarations)];
+    if (declared.length) return declared.map((d) => textOf(d.name));
+    const inner = isBag(tool.function) ? tool.function : isBag(tool.custom) ? tool.custom : tool;
+    return [textOf(inner.name) || textOf(tool.type) || Object.keys(tool)[0] || "?"];
+  });
 }

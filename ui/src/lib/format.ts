@@ -42,6 +42,16 @@ export function count(n: number | null | undefined): string {
   return n === null || n === undefined ? NONE : n.toLocaleString("en-US");
 }
 
+/** A size in binary units with three significant digits: `49.1 KB`. */
+export function bytes(n: number): string {
+  let value = n;
+  for (const unit of ["bytes", "KB", "MB", "GB"]) {
+    if (value < 1024 || unit === "GB") return `${unit === "bytes" || value >= 100 ? Math.round(value) : value.toFixed(value >= 10 ? 1 : 2)} ${unit}`;
+    value /= 1024;
+  }
+  return NONE;
+}
+
 function dateOf(ns: string): Date {
   return new Date(Number(BigInt(ns) / 1_000_000n));
 }

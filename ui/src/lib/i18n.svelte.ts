@@ -1,9 +1,14 @@
-import { en, type Words } from "./words.en";
-import { zh } from "./words.zh";
+import type { Words } from "./words.en";
 import { keep, recall } from "./stored";
 
 const LANGUAGES = ["en", "zh"] as const;
 export type Language = (typeof LANGUAGES)[number];
+
+/** Only the words of the language that is shown are loaded. */
+const LOAD: Record<Language, () => Promise<Words>> = {
+  en: async () => (await import("./words.en")).en,
+  zh: async () => (await import("./words.zh")).zh,
+};
 
 function preferred(): Language {
   const first = navigator.languages.find((l) => /^(en|zh)\b/i.test(l));
@@ -12,20 +17,23 @@ function preferred(): Language {
 
 class Speech {
   language = $state<Language>(recall("language", LANGUAGES) ?? preferred());
-  readonly words: Words = $derived(this.language === "zh" ? zh : en);
+  /** There once `start` has ended, and so for every component. */
+  words = $state.raw({} as Words);
 
-  constructor() {
-    this.apply();
+  /** Load the words; to be awaited before anything is shown. */
+  start(): Promise<void> {
+    return this.speak(this.language);
   }
 
-  toggle(): void {
-    this.language = this.language === "en" ? "zh" : "en";
+  async toggle(): Promise<void> {
+    await this.speak(this.language === "en" ? "zh" : "en");
     keep("language", this.language);
-    this.apply();
   }
 
-  private apply(): void {
-    document.documentElement.lang = this.language === "zh" ? "zh-Hans" : "en";
+  private async speak(language: Language): Promise<void> {
+    this.words = await LOAD[language]();
+    this.language = language;
+    document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
   }
 }
 

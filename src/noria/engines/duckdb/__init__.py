@@ -4,6 +4,7 @@ URL `duckdb:///relative/folder` or `duckdb:////absolute/folder`:
     hot.duckdb                                  tables exchanges, bodies, sealed, spool_positions
     sealed/<tenant>/<day>/exchanges.parquet     zstd, sorted by time and id
     sealed/<tenant>/<day>/bodies.parquet        sorted by id; ciphertext, so not compressed
+    sealed/<tenant>/<day>/beside.parquet        which of them holds a body that was sealed together with others, sorted by hash
     sealed/<tenant>/<day>.2/…                   rows that came after the day had been sealed
 
 Columns that can be asked for are typed (`COLUMNS`); every other field of `ExchangeRow` lies in `detail`, a JSON
@@ -12,7 +13,7 @@ it: retention of one day then never takes the body of another.
 
 Batches go in as Arrow arrays (`arrow`): without pandas, DuckDB 1.5.5 tries `import pandas` twice for each Python value
 it converts, so lists as parameters cost 3,300 us a row, `executemany` 4,600, a registered dict of numpy arrays 8,700;
-the batch as a CSV file 36, as one JSON parameter 28. An append has a fixed cost of about 7 ms CPU, so callers batch.
+the batch as a CSV file 36, as one JSON parameter 28. An append has a fixed cost of some ms CPU, so callers batch.
 
 There is no primary key: its index would cost 4 us a row and memory for every row ever held. An id is looked up among
 the rows of the same id range instead, which UUIDv7 keeps to the newest row group.
@@ -37,7 +38,7 @@ import duckdb
 from noria.contracts.error import RequestError, StoreError
 from noria.contracts.port import Body, Engine, TraceStore
 from noria.contracts.trace import Clause, ExchangeRow, SpoolPosition, Total, TraceQuery
-from noria.engines.duckdb.batch import Files, append, body_hash
+from noria.engines.duckdb.batch import Appender, Files, body_hash, hash_beside
 from noria.engines.duckdb.file import Connection, closing_on_error, connect, cursor_of, one, path_of, quoted, transaction
 from noria.engines.duckdb.table import COLUMNS_SQL, SCHEMA, Values, condition_of, day_of, relation, row_of
 from noria.engines.duckdb.totals import totals
@@ -58,7 +59,7 @@ class DuckdbTraces:
     One process a folder: DuckDB's own lock refuses a second.
     """
 
-    max_batch: ClassVar[int] = 2000
+    max_batch: ClassVar[int] = 4000
 
     def __init__(self, url: str) -> None:
         self._place = path_of(url)
@@ -69,6 +70,7 @@ class DuckdbTraces:
         self._broken = False
         self._closed = False
         self._write_to: Connection | None = None
+        self._appender: Appender | None = None
         self._read_from: Connection | None = None
 
     async def append(
@@ -79,7 +81,12 @@ class DuckdbTraces:
             raise StoreError(f"duckdb: {len(rows)} rows in one append; {self.max_batch} is the most.")
         if any(row.tenant != tenant for row, _, _ in rows):
             raise StoreError(f"duckdb: a row of another tenant in an append for {tenant!r}.")
-        return await self._write("append", lambda c: append(c, self._files(c, tenant), (tenant, rows, bodies, position)))
+
+        def work(c: Connection) -> int:
+            assert self._appender is not None  # made with the connection
+            return self._appender.append(self._files(c, tenant), (tenant, rows, bodies, position))
+
+        return await self._write("append", work)
 
     async def positions(self) -> list[SpoolPosition]:
         """As `TraceStore.positions`."""
@@ -198,6 +205,7 @@ class DuckdbTraces:
             self._recover(connection)
         with self._lock:
             self._write_to, self._read_from, self._broken = connection, cursor_of(connection), False
+        self._appender = Appender(connection)
         return connection
 
     def _disconnect(self) -> None:
@@ -229,12 +237,13 @@ class DuckdbTraces:
         sql = "SELECT coalesce(max(part), 0) + 1 FROM sealed WHERE tenant = $1 AND day = $2"
         part = one(c, sql, [tenant, day])
         with staged(self._folder(tenant, day, part)) as folder:
-            for table, order, options in (
-                ("exchanges", "started_ns, id", "COMPRESSION zstd, ROW_GROUP_SIZE 20480"),
-                ("bodies", "id", "COMPRESSION uncompressed, ROW_GROUP_SIZE 2048"),
+            for name, columns, order, options in (
+                ("exchanges", "* FROM exchanges", "started_ns, id", "COMPRESSION zstd, ROW_GROUP_SIZE 20480"),
+                ("bodies", "* FROM bodies", "id", "COMPRESSION uncompressed, ROW_GROUP_SIZE 256"),
+                ("beside", "unnest(hs) AS h, id FROM bodies", "h", "COMPRESSION zstd, ROW_GROUP_SIZE 20480"),
             ):
-                path = folder / f"{table}.parquet"
-                chosen = f"SELECT * FROM {table} WHERE tenant = $1 AND day = $2 ORDER BY {order}"  # noqa: S608  constants
+                path = folder / f"{name}.parquet"
+                chosen = f"SELECT {columns} WHERE tenant = $1 AND day = $2 ORDER BY {order}"
                 c.execute(f"COPY ({chosen}) TO {quoted(path)} (FORMAT parquet, {options})", [tenant, day])
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
@@ -315,14 +324,53 @@ class DuckdbTraces:
 
     def _bodies(self, c: Connection, tenant: str, ids: Sequence[str]) -> Sequence[Body]:
         """Each once, though every day that names it has it: hot ones first, then sealed ones, the newest files first."""
-        sql = f"""SELECT id, subject, data FROM bodies
-                  WHERE h IN ({_marks(ids)}) AND id IN ({_marks(ids, len(ids))}) AND tenant = ${2 * len(ids) + 1}"""  # noqa: S608  values are bound
-        found = {r[0]: Body(*r) for r in c.execute(sql, [*map(body_hash, ids), *ids, tenant]).fetchall()}
-        left = [i for i in ids if i not in found]
-        if left and (files := self._files(c, tenant)("bodies", "", "9")):
-            sql = f"SELECT id, subject, data FROM read_parquet(${len(left) + 2}) WHERE id IN ({_marks(left)}) AND tenant = ${len(left) + 1}"  # noqa: S608  values are bound
-            found |= {r[0]: Body(*r) for r in c.execute(sql, [*left, tenant, files]).fetchall()}
-        return list(found.values())
+        found = _hot_bodies(c, tenant, ids)
+        held = {i for b in found for i in (b.id, *b.beside)}
+        left = [i for i in ids if i not in held]
+        files = self._files(c, tenant) if left else None
+        if files is not None and (stored := files("bodies", "", "9")):
+            found += _sealed_bodies(c, tenant, left, (stored, files("beside", "", "9")))
+        return _each_once(found, ids)
+
+
+_BODY = "SELECT id, subject, data, coalesce(ids, '') FROM"
+
+
+def _hot_bodies(c: Connection, tenant: str, ids: Sequence[str]) -> list[Body]:
+    sql = f"""SELECT DISTINCT id FROM (SELECT id, unnest(hs) AS h FROM bodies WHERE tenant = ${len(ids) + 1})
+              WHERE h IN ({_marks(ids)})"""  # noqa: S608  values are bound
+    names = [*ids, *(n for (n,) in c.execute(sql, [*map(hash_beside, ids), tenant]).fetchall())]
+    sql = f"""{_BODY} bodies
+              WHERE h IN ({_marks(names)}) AND id IN ({_marks(names, len(names))}) AND tenant = ${2 * len(names) + 1}"""
+    return [_body(*r) for r in c.execute(sql, [*map(body_hash, names), *names, tenant]).fetchall()]
+
+
+def _sealed_bodies(c: Connection, tenant: str, ids: Sequence[str], files: tuple[Sequence[str], Sequence[str]]) -> list[Body]:
+    """`files`: those of bodies, and those that say which of them hold a body among others. None of either is another tenant's."""
+    names = list(ids)
+    if files[1]:
+        sql = f"SELECT DISTINCT id FROM read_parquet(${len(ids) + 1}) WHERE h IN ({_marks(ids)})"  # noqa: S608  values are bound
+        names += [n for (n,) in c.execute(sql, [*map(hash_beside, ids), list(files[1])]).fetchall()]
+    # a release that knows of bodies alone wrote files without `ids`
+    source = "(SELECT * FROM bodies WHERE false UNION ALL BY NAME SELECT * FROM read_parquet($files, union_by_name = true))"
+    marks = ", ".join(f"$n{i}" for i in range(len(names)))
+    params = {f"n{i}": n for i, n in enumerate(names)}
+    sql = f"{_BODY} {source} WHERE id IN ({marks}) AND tenant = $tenant"
+    return [_body(*r) for r in c.execute(sql, {**params, "tenant": tenant, "files": list(files[0])}).fetchall()]
+
+
+def _body(id: str, subject: str, data: bytes, ids: str) -> Body:
+    first, *beside = ids.split("\n") if ids else [id]
+    return Body(first, subject, data, tuple(beside))
+
+
+def _each_once(found: Sequence[Body], ids: Sequence[str]) -> list[Body]:
+    """What is needed of what was found to have each of the bodies asked for: the first that holds it."""
+    holders: dict[str, Body] = {}
+    for body in found:
+        for name in (body.id, *body.beside):
+            holders.setdefault(name, body)
+    return list({id(b): b for i in ids if (b := holders.get(i)) is not None}.values())
 
 
 def _hot_days(c: Connection, tenant: str, before_day: str) -> list[str]:

@@ -18,8 +18,8 @@ Connection = duckdb.DuckDBPyConnection
 
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "memory_limit": "256MB",
-    "threads": 2,
-    "checkpoint_threshold": "32MB",
+    "threads": 1,
+    "checkpoint_threshold": "16MB",
     "preserve_insertion_order": False,
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,

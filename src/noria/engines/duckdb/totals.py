@@ -14,7 +14,7 @@ from noria.kit.clause import Condition
 _SQL = {
     "app": "app", "model": "coalesce(nullif(served_model, ''), endpoint)", "endpoint": "endpoint", "provider": "provider",
     "key": "key", "org": "coalesce(org, '')", "team": "coalesce(team, '')", "user": "coalesce(\"user\", '')",
-    "outcome": "outcome", "day": "day", "tag": "tag",
+    "outcome": "outcome", "cache": "coalesce(cache, '')", "day": "day", "tag": "tag",
 }  # fmt: skip
 _USAGE = [f"coalesce(sum(tokens_{f}), 0)" for f in Usage.__struct_fields__]
 assert set(_SQL) == set(GROUPS), "every group of the port has its column"
