@@ -117,12 +117,12 @@ def test_an_adapter_that_arrives_while_the_service_runs_is_served_beside_the_bas
     for name in ("tuned", "off"):
         service.service.cli("release", "retire", "support", name)
     status = service.service.home / "run" / "models" / "smollm2-135m.json"
-    until(lambda: json.loads(status.read_bytes())["facts"]["adapters"] == {}, 60, "the adapter stays loaded")
+    until(lambda: json.loads(status.read_bytes())["facts"]["adapters"].keys() & {made_of} == set(), 60, "the adapter stays loaded")
     assert said(service, "support") == before
 
 
 @pytest.mark.model
-def test_an_adapter_that_cannot_be_loaded_leaves_the_model_serving_and_says_why(service, tmp_path) -> None:
+def test_an_adapter_that_was_changed_is_not_loaded_and_keeps_nothing_else_from_being_served(service, tmp_path) -> None:
     until(lambda: said(service, "support"), 60, "the model does not answer")
     before = said(service, "support")
     made_of = published(service, lora(tmp_path / "adapter.gguf", 0.8))
@@ -136,12 +136,15 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_model_serving_and_says_why(
 
     def told() -> str:
         models = service.api("GET", "/api/status").json["models"]
-        return next((m["detail"] for m in models if m.get("adapter") == other and m["state"] == "failed"), "")
+        return next((m["detail"] for m in models if m.get("adapter") == made_of and m["state"] == "failed"), "")
 
     assert "adapter.gguf was changed" in until(told, 60, "nothing is said of it")
+    assert until(lambda: said(service, "support@second"), 60, "the other adapter is not served") != before
     assert said(service, "support") == before
+    gone = service.chat("support@harmed", "What is the capital of France?")
+    assert (gone.status, gone.json["error"]["code"]) == (503, "model_failed")
     assert service.service.cli("release", "verify", "support", "harmed", check=False).returncode == 1
-    begun = service.api("POST", "/api/rollouts", {"app": "support", "candidate": "second"}).json
+    begun = service.api("POST", "/api/rollouts", {"app": "support", "candidate": "harmed"}).json
     assert (begun["percent"], begun["state"]) == (0, "running")
     assert "was changed" in begun["decisions"][-1]["says"]
 

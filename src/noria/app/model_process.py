@@ -55,6 +55,8 @@ class Launch(msgspec.Struct, frozen=True):
     context: int
     threads: int
     adapters: tuple[Adapter, ...] = ()
+    refused: dict[str, str] = {}
+    """Adapters that were asked for and are not whole: why. The model and the others are served without them."""
 
 
 Listening = dict[str, Any]
@@ -88,6 +90,8 @@ def told_by(home: Path, model: str, adapter: str = "") -> dict[str, str]:
         return {"state": "absent", "detail": "not started"}
     if not adapter or now.state != "ready" or adapter in now.facts.get("adapters", {}):
         return {"state": now.state, "detail": now.detail}
+    if why := now.facts.get("refused", {}).get(adapter):
+        return {"state": "failed", "detail": why}
     refused = Watch(refusal_path(path)).read()
     if refused is not None and adapter in refused.facts.get("adapters", {}):
         return {"state": "failed", "detail": refused.detail}
@@ -128,7 +132,7 @@ def main(argv: Sequence[str] | None, serve: Serve) -> int:
                 took = round(monotonic() - began, 3)
                 port = int(listening.pop("port", 0))
                 busy = listening.pop("busy", None)
-                facts = {**listening, "kind": launch.manifest.kind, "load_seconds": took}
+                facts = {**listening, "kind": launch.manifest.kind, "load_seconds": took, "refused": launch.refused}
                 status.tell("ready", uds="" if port else launch.uds, port=port, secret=launch.secret, facts=facts)
                 print(f"{options.model_id}: ready after {took} s", file=sys.stderr, flush=True)  # noqa: T201  # stderr is this process's log
                 while not stop.wait(60.0):
@@ -164,7 +168,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _launch(options: argparse.Namespace, home: Path, status: Path) -> Launch:
     manifest = catalogue.verify(home, options.model_id)
-    adapters = tuple(Adapter(a, artifact.path_of(home, a, kind="adapter_gguf")) for a in options.adapter)
+    adapters, refused = _whole(home, options.adapter)
     if adapters:
         fit(
             catalogue.memory(manifest) + sum(a.path.stat().st_size for a in adapters),
@@ -184,7 +188,20 @@ def _launch(options: argparse.Namespace, home: Path, status: Path) -> Launch:
         context=options.context or manifest.context or USUAL_CONTEXT,
         threads=options.threads or len(os.sched_getaffinity(0)),
         adapters=adapters,
+        refused=refused,
     )
+
+
+def _whole(home: Path, ids: Sequence[str]) -> tuple[tuple[Adapter, ...], dict[str, str]]:
+    """The adapters whose files are as they were signed, and why the others are not loaded."""
+    found, refused = [], {}
+    for id in ids:
+        try:
+            found.append(Adapter(id, artifact.path_of(home, id, kind="adapter_gguf")))
+        except NoriaError as e:
+            refused[id] = e.text
+            print(e.text, file=sys.stderr, flush=True)  # noqa: T201  # stderr is this process's log
+    return tuple(found), refused
 
 
 def _remove_sockets_of_the_dead(folder: Path) -> None:

@@ -67,7 +67,7 @@ class Local(Provider):
         """None, or why not: still loading, failed with its reason, or not running at all."""
         now = self._watch.read()
         if now is not None and now.state == "ready":
-            return None if not self._adapter or self._adapter in now.facts.get("adapters", {}) else self._unadapted()
+            return None if not self._adapter or self._adapter in now.facts.get("adapters", {}) else self._unadapted(now)
         if now is None:
             hint = f"Is it installed (noria models add {self._endpoint.model}), and is noria up running?"
             return Unavailable(f"{self._who} is not running.", code="model_not_running", retry_after=RETRY, hint=hint)
@@ -77,8 +77,11 @@ class Local(Provider):
         message = f"{self._who} is loading ({seconds} s so far); try again in {RETRY:.0f} s."
         return Unavailable(message, code="model_loading", retry_after=RETRY)
 
-    def _unadapted(self) -> Unavailable:
-        """The model is there, its adapter is not: a server that has it is being started, or could not be."""
+    def _unadapted(self, now: Service) -> Unavailable:
+        """The model is there, its adapter is not: it was refused, or a server that has it is being started, or could not be."""
+        if why := now.facts.get("refused", {}).get(self._adapter):
+            message = f"{self._who} is served without the adapter {self._adapter[:15]}: {why}"
+            return Unavailable(message, code="model_failed", retry_after=10.0)
         message = f"{self._who} is being loaded with the adapter {self._adapter[:15]}; try again in {RETRY:.0f} s."
         return Unavailable(message, code="adapter_loading", retry_after=RETRY, hint="`noria doctor` says what keeps it.")
 
