@@ -30,7 +30,6 @@ SCORED = 4
 """Rows whose whole logits are there at once after training, when the held-out loss is taken (`trainer.loop`)."""
 ERROR = 0.15
 """What refusals add: three times the largest relative error over the measured table."""
-MEMINFO = Path("/proc/meminfo")
 
 
 class ModelShape(msgspec.Struct, frozen=True):
@@ -132,14 +131,6 @@ def predict(shape: ModelShape, job: TrainingJob, longest: int = 0, answer: int =
     if job.validation:
         merging += 4 * SCORED * row * shape.vocabulary * LOGIT_COPIES
     return Prediction(max(training, merging), training, merging, parts)
-
-
-def available() -> int:
-    """Bytes that can be taken without swapping, as the kernel says."""
-    for line in MEMINFO.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise RequestError(f"{MEMINFO} does not say what is free.", code="memory_unknown", hint="Give a memory limit.")
 
 
 def demand(prediction: Prediction, limit: int, free: int) -> None:

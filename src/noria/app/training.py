@@ -26,6 +26,7 @@ from noria.contracts.port import JobRunner
 from noria.contracts.training import Lora, Progress, Schedule, TrainingJob, TrainingResult
 from noria.kit.atomic import write_whole
 from noria.kit.ids import uuid7
+from noria.kit.memory import available
 from noria.release import catalogue
 from noria.settings.train import TrainSettings
 
@@ -208,7 +209,7 @@ class Trainings:
     def _fits(self, job: TrainingJob, rows: list[tuple[str, Row]]) -> int:
         """Predicted bytes. Raises `RequestError` where they are not to be had."""
         prediction = memory.predict(memory.shape_of(Path(job.weights)), job, _longest(job, rows), _longest_answer(rows))
-        memory.demand(prediction, job.memory_limit, memory.available())
+        memory.demand(prediction, job.memory_limit, available())
         return prediction.peak
 
     async def _run(self, job: TrainingJob, meta: _Meta) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,34 @@ LOOK = 0.5
 """Seconds between two looks at a job."""
 OUTPUTS = ("adapter_gguf", "merged_f16", "merged_q8_0", "merged_q4_k_m")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+Command = Callable[..., Any]
 DETACH = click.option("--detach", is_flag=True, help="Return at once; see `noria adapt show`.")
+
+
+def job_options(*, epochs: float, batch: int) -> Callable[[Command], Command]:
+    """The options of every kind of training, with the defaults in which they differ."""
+    options = (
+        click.option(
+            "--dataset", required=True, help="A dataset's name (its latest version), name@version, or a version's id."
+        ),
+        click.option("--split", default="train", show_default=True, help="Split to train on."),
+        click.option("--held-out", default="validation", show_default=True, help="Split to compare on."),
+        click.option("--epochs", default=epochs, show_default=True),
+        click.option("--steps", default=0, help="At most so many optimiser steps; 0 = as --epochs says."),
+        click.option("--batch", default=batch, show_default=True),
+        click.option("--rate", default=5e-4, show_default=True, help="Learning rate."),
+        click.option("--checkpoint-every", default=20, show_default=True, help="Steps."),
+        click.option("--seed", default=0, show_default=True),
+        DETACH,
+        JSON,
+    )
+
+    def put(on: Command) -> Command:
+        for option in reversed(options):
+            on = option(on)
+        return on
+
+    return put
 
 
 @click.group(name="adapt")
@@ -24,24 +52,14 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--dataset", required=True, help="A dataset's name (its latest version), name@version, or a version's id.")
+@job_options(epochs=1.0, batch=8)
 @click.option("--base", default="smollm2-135m", show_default=True, help="Installed model.")
 @click.option("--prompt", default="", help="The system prompt that it will be served with.")
 @click.option("--prompt-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The same, from a file.")
-@click.option("--split", default="train", show_default=True, help="Split to train on.")
-@click.option("--held-out", default="validation", show_default=True, help="Split to compare on.")
-@click.option("--epochs", default=1.0, show_default=True)
-@click.option("--steps", default=0, help="At most so many optimiser steps; 0 = as --epochs says.")
-@click.option("--batch", default=8, show_default=True)
-@click.option("--rate", default=5e-4, show_default=True, help="Learning rate.")
 @click.option("--max-length", default=256, show_default=True, help="Tokens of a row; longer ones are left out by name.")
 @click.option("--rank", default=16, show_default=True, help="Of the LoRA; its alpha is twice that.")
-@click.option("--checkpoint-every", default=20, show_default=True, help="Steps.")
-@click.option("--seed", default=0, show_default=True)
 @click.option("--memory", default=0.0, help="GB that it may be predicted to take; 0 = what is free.")
 @click.option("--output", "outputs", type=click.Choice(OUTPUTS), multiple=True, default=("adapter_gguf",), show_default=True)
-@DETACH
-@JSON
 def sft(**given: Any) -> None:
     """Supervised fine-tuning by LoRA (needs noria[train])."""
     prompt_file = given["prompt_file"]
@@ -57,17 +75,7 @@ def sft(**given: Any) -> None:
 
 
 @command.command()
-@click.option("--dataset", required=True, help="As in `sft`.")
-@click.option("--split", default="train", show_default=True, help="Split to train on.")
-@click.option("--held-out", default="validation", show_default=True, help="Split to compare on.")
-@click.option("--epochs", default=10.0, show_default=True)
-@click.option("--steps", default=0, help="As in `sft`.")
-@click.option("--batch", default=16, show_default=True)
-@click.option("--rate", default=5e-4, show_default=True, help="Learning rate.")
-@click.option("--checkpoint-every", default=20, show_default=True, help="Steps.")
-@click.option("--seed", default=0, show_default=True)
-@DETACH
-@JSON
+@job_options(epochs=10.0, batch=16)
 def tiny(**given: Any) -> None:
     """A classifier on n-grams: trains in seconds, needs no library, and is a baseline to beat."""
     _begin(_asked(given, "tiny"), detach=given["detach"], as_json=given["as_json"])

@@ -37,12 +37,6 @@ def test_what_does_not_fit_is_refused_with_the_number():
         memory.demand(prediction, 10**12, free=2 * 10**9)
 
 
-def test_what_is_free_is_what_the_kernel_says(tmp_path, monkeypatch):
-    (tmp_path / "meminfo").write_text("MemTotal:  100 kB\nMemAvailable:     50 kB\n")
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    assert memory.available() == 51_200
-
-
 def test_shapes_are_read_from_gguf_and_from_a_folder(tmp_path, gguf, metadata, tensors):
     found = memory.shape_of(gguf(tmp_path / "a.gguf", metadata, {"token_embd.weight": tensors[0]}))
     assert found == memory.ModelShape(2, 8, 16, 4, 2, 2, 4, True)
