@@ -46,7 +46,8 @@ class Verbatim:
 
     def data(self, data: bytes) -> None:
         """The next bytes, as they are."""
-        self.last = data
+        if not data.startswith(b":"):  # a comment may come before it is known whose events will
+            self.last = data
         self._out.data(data)
 
     def fail(self, frame: bytes) -> None:

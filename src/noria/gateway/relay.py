@@ -2,7 +2,8 @@
 
 With no outward stage every frame of a stream leaves with its own bytes, in order; what may differ is
 said in DESIGN §3a.9. Frames before the first content are held until it comes (a failed endpoint can
-still be replaced), and `[DONE]` is held until the exchange is recorded.
+still be replaced), and `[DONE]` is held until the exchange is recorded. Where nothing comes for long, a
+comment tells the caller, and what lies between, that the answer is still being made.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ MAX_HELD = 256 * 1024
 """Bytes of a stream held back before its first content; beyond it the stream is committed as it is."""
 MAX_BACKLOG = 8 * 1024 * 1024
 """Bytes that a slow caller may leave unread before it is given up."""
+STILL = 15.0
+"""Seconds without a byte after which a stream's caller gets `KEEP_ALIVE`: proxies give up after 30 to 60 s of silence."""
+KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class Noted(Protocol):
@@ -82,6 +86,8 @@ class Relay:
         self._keep = False
         self._held: list[bytes] = []
         self._held_bytes = 0
+        self._headed = False
+        self._moved = False
         self._begin()
 
     def open(self, x: Exchange, outward: tuple[Outward, ...], restore: Outward | None, *, keep: bool) -> None:
@@ -106,6 +112,9 @@ class Relay:
     async def carry(self, sending: Coroutine[Any, Any, ModelReply]) -> ModelReply:
         """Wait for the model; ends at once with the error that an outward stage raised meanwhile."""
         task = self._task = asyncio.current_task()
+        if self._x.stream:
+            loop = asyncio.get_running_loop()
+            self._alarm = loop.call_later(STILL, self._still, loop)
         try:
             reply = await sending
             if self._error is not None:  # a model that never waited after it: the cancellation is still to come
@@ -119,6 +128,17 @@ class Relay:
             raise self._error from None
         finally:
             self._task = None
+            if self._x.stream:
+                self._alarm.cancel()
+
+    def _still(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Say that the answer is still being made, where nothing has left since the last look; then look again later."""
+        self._alarm = loop.call_later(STILL, self._still, loop)
+        if not self._moved:
+            if not self._headed:
+                self._begin_stream()
+            self._wire.data(KEEP_ALIVE)
+        self._moved = False
 
     def speak(self, dialect: Dialect) -> None:
         """The dialect of the next attempt's answer: chat, or the caller's own, whose bytes then leave as they come."""
@@ -156,6 +176,7 @@ class Relay:
             self._sort(block, leaving)
         finally:  # what was let go before a refusal is the caller's
             if leaving:  # frames that came together leave together
+                self._moved = True
                 self._wire.data(leaving[0] if len(leaving) == 1 else b"".join(leaving))
         if self._out.backlog > MAX_BACKLOG:
             raise UpstreamError("The caller does not read its answer.", code="slow_caller", started=True)
@@ -201,17 +222,23 @@ class Relay:
             self._commit()
 
     def _commit(self) -> None:
-        self.committed = True
-        self._head(
-            200,
-            [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"), ("x-accel-buffering", "no")],
-            stream=True,
-        )
+        self.committed = self._moved = True
+        if not self._headed:
+            self._begin_stream()
         self._account.first_ns = self._account.watch.elapsed()
         held, self._held = self._held, []
         for frame in held:
             for edited in self._edit(frame):
                 self._wire.data(edited)
+
+    def _begin_stream(self) -> None:
+        """The head: from now on an error is told in the stream, though another endpoint may still give the answer."""
+        self._headed = True
+        self._head(
+            200,
+            [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"), ("x-accel-buffering", "no")],
+            stream=True,
+        )
 
     def _passage(self, choice: int, channel: str) -> Transducer:
         before: list[Transducer] = []
@@ -274,7 +301,7 @@ class Relay:
         for name, took in self._spent.items():
             account.watch.note(name, perf_counter_ns() - took, took)
         if isinstance(account.error, NoriaError):
-            account.status = error_answer(account.error)[0] if not self.committed else 200
+            account.status = error_answer(account.error)[0] if not self._headed else 200
         elif account.error is not None:
             account.status = 499 if isinstance(account.error, asyncio.CancelledError) else 500
         account.answer, account.answer_is_sse = self._recorded()
@@ -352,7 +379,7 @@ class Relay:
         self._out.end()
 
     def _refuse(self, error: NoriaError) -> None:
-        if self.committed:
+        if self._headed:
             self._out.data(error_frame(error))
             return
         status, headers, body = error_answer(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +30,7 @@ from noria.dialects.gemini_stream import GenerateStream
 from noria.dialects.lower import lower
 from noria.dialects.openai_answer import read_answer
 from noria.dialects.openai_stream import assemble
+from noria.dialects.responses_ingress import ResponsesIngress
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 ANTHROPIC: dict[str, Any] = {
@@ -656,3 +658,18 @@ def test_a_message_that_goes_through_chat_and_back_is_the_same():
     got = assemble_native(collected(MESSAGES, [stream.feed(wire)]))
     assert {k: got[k] for k in message} == message
     assert (got["usage"]["input_tokens"], got["usage"]["cache_read_input_tokens"], got["usage"]["output_tokens"]) == (3, 2, 7)
+
+
+@pytest.mark.parametrize(
+    "ingress",
+    [MESSAGES, ResponsesIngress(), Generate("a", stream=True, sse=True), Generate("a", stream=True, sse=False)],
+    ids=["messages", "responses", "gemini", "gemini-array"],
+)
+def test_a_comment_before_the_answer_and_inside_it_changes_nothing_of_what_is_said(ingress):
+    comment, ping = b": keep-alive\n\n", b'event: ping\ndata: {"type": "ping"}\n\n'
+    commented = collected(ingress, [comment, FRAMES[0], comment, *FRAMES[1:]])
+    stamped = re.compile(rb'"(created_at|completed_at)":\d+')
+    heard, plain_ = (
+        stamped.sub(b"", t.replace(comment, b"").replace(ping, b"")) for t in (commented, collected(ingress, FRAMES))
+    )
+    assert heard == plain_

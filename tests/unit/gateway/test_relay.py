@@ -13,7 +13,7 @@ from noria.contracts.error import Blocked, LimitExceeded, RequestError, Upstream
 from noria.contracts.exchange import Exchange, ModelReply
 from noria.contracts.release import Release
 from noria.gateway.passage import Passage, Timed
-from noria.gateway.relay import MAX_BACKLOG, MAX_HELD, Relay
+from noria.gateway.relay import KEEP_ALIVE, MAX_BACKLOG, MAX_HELD, Relay
 from noria.kit.step import Stopwatch
 from noria.observe.account import Account
 
@@ -330,3 +330,63 @@ def test_time_is_added_up_even_when_a_stage_fails() -> None:
     first = spent["guard.out"]
     timed.flush()
     assert spent["guard.out"] > first
+
+
+async def silent(made: Relay, *, then: Any = None) -> ModelReply:
+    """A model that says nothing for five looks, then `then`."""
+    await asyncio.sleep(0.05)
+    if isinstance(then, Exception):
+        raise then
+    made.feed(then)
+    return ModelReply(200)
+
+
+async def test_a_silent_stream_is_kept_alive_by_comments_before_its_first_content(monkeypatch) -> None:
+    monkeypatch.setattr("noria.gateway.relay.STILL", 0.01)
+    made, out, account = relay()
+    made.close(await made.carry(silent(made, then=SAY + DONE)))
+    assert [(status, stream) for status, _, stream in out.heads] == [(200, True)], "one head"
+    assert made._alarm.cancelled()
+    made.settle(X)
+    made.end(row(account))
+    comments = out.body.count(KEEP_ALIVE)
+    assert comments >= 2
+    assert out.body == KEEP_ALIVE * comments + SAY + DONE
+
+
+async def test_a_stream_that_moves_gets_no_comments(monkeypatch) -> None:
+    monkeypatch.setattr("noria.gateway.relay.STILL", 0.05)
+    made, out, _ = relay()
+
+    async def steady() -> ModelReply:
+        for _ in range(20):
+            made.feed(SAY)
+            await asyncio.sleep(0.01)
+        return ModelReply(200)
+
+    await made.carry(steady())
+    assert KEEP_ALIVE not in out.body
+
+
+async def test_after_a_comment_another_endpoint_may_still_answer_and_an_error_is_told_in_the_stream(monkeypatch) -> None:
+    monkeypatch.setattr("noria.gateway.relay.STILL", 0.01)
+    made, out, account = relay()
+    error = UpstreamError("gone", code="upstream_refused")
+
+    async def second() -> ModelReply:
+        with pytest.raises(UpstreamError):
+            await silent(made, then=error)
+        assert out.heads
+        assert not made.committed, "so the router may try the next one"
+        made.restart()
+        raise error
+
+    with pytest.raises(UpstreamError):
+        await made.carry(second())
+    account.error = error
+    made.settle(X)
+    assert account.status == 200, "what the caller saw"
+    made.end(row(account))
+    assert len(out.heads) == 1
+    assert b'"error"' in out.body.removeprefix(KEEP_ALIVE)
+    assert out.ended
