@@ -462,7 +462,7 @@ def test_ctrl_c_reaches_the_supervisor_alone(serve) -> None:
     assert noria.process.wait(20) == 0
 
 
-def test_a_second_noria_refuses_the_same_home_and_the_same_port(serve, tmp_path) -> None:
+def test_a_second_noria_refuses_the_same_home_the_same_port_and_too_long_a_home(serve, tmp_path) -> None:
     noria = serve()
     second = up(noria, "--port", "0")
     assert second.returncode == 1
@@ -472,6 +472,9 @@ def test_a_second_noria_refuses_the_same_home_and_the_same_port(serve, tmp_path)
     third = up(noria, "--port", noria.url.rpartition(":")[2])
     assert third.returncode == 2
     assert "is in use" in third.stderr
+    noria.env = {**noria.env, "NORIA_HOME": str(tmp_path / ("long" * 25))}
+    fourth = up(noria, "--port", "0")
+    assert (fourth.returncode, "sockets lie in it" in fourth.stderr) == (2, True), "and a home whose sockets could have no name"
 
 
 def test_a_bad_configuration_starts_nothing(serve, tmp_path) -> None:

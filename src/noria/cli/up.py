@@ -18,6 +18,10 @@ from noria.contracts.error import ConfigError
 from noria.settings import config_path
 
 
+LONGEST_HOME = 107 - len("/run/worker-255.sock")
+"""Bytes: the kernel takes 107 for the path of a unix socket (unix(7))."""
+
+
 @click.command(name="up")
 @click.option(
     "-c",
@@ -37,6 +41,11 @@ def command(config: Path | None, port: int | None, workers: int | None) -> None:
     inherited = claim()
     loaded = load_settings(path)
     made, missing = plan(loaded, path.absolute() if path else None, port=port, workers=workers)
+    if (size := len(os.fsencode(made.home))) > LONGEST_HOME:
+        raise ConfigError(
+            f"The path of NORIA_HOME has {size} bytes; sockets lie in it, whose paths the kernel limits: {LONGEST_HOME} are the most.",
+            hint="Choose a shorter one, or name it by a link: ln -s LONG /tmp/noria; NORIA_HOME=/tmp/noria noria up.",
+        )
     define(loaded)
     with lock(made.home / "lock", inherited.lock if inherited else -1) as held:
         if inherited is None and port_is_taken(made.host, made.port):
