@@ -17,7 +17,6 @@ from noria.app.supervisor import LOOPBACK, House, Plan, port_is_taken
 from noria.contracts.error import ConfigError
 from noria.settings import config_path
 
-
 LONGEST_HOME = 107 - len("/run/worker-255.sock")
 """Bytes: the kernel takes 107 for the path of a unix socket (unix(7))."""
 
