@@ -1,7 +1,7 @@
 # Everything a newcomer types. `bootstrap.py` says how long each step takes and what it downloads.
 PYTHON ?= python3
 BIN := .venv/bin
-JOBS ?= $(shell nproc)
+JOBS ?= $(shell expr $$(nproc) \* 3 / 2)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: up core dev ui test test-slow lint format bench docs lock clean
@@ -19,7 +19,7 @@ dev:
 ui: core            ## build the console
 	@$(PYTHON) bootstrap.py console
 
-test: dev           ## all tests but the long proofs, in as many processes as there are cores
+test: dev           ## all tests but the long proofs, in half as many processes again as there are cores: a third of the time tests wait
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --maxprocesses 8 --dist loadscope --reruns 1 -rR $(ARGS)
 
 test-slow: dev      ## the long proofs at full scale

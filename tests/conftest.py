@@ -138,14 +138,18 @@ def start_service(folder: Path, config: str | None = SCRIPTED, *args: str, env: 
     url = lines[-1].split()[3].removesuffix("/v1")
     service = Service(folder / "home", url, process, whole, lines)
     threading.Thread(target=_drain, args=(process, lines), daemon=True).start()
-    _configured(url, 20.0)
+    _configured(service, 20.0)
     return service
 
 
-def _configured(url: str, within: float) -> None:
-    """Wait until the worker that is asked has a configuration: where the processor is wanted by many it serves before that."""
+def _configured(service: Service, within: float) -> None:
+    """Wait until every worker has a configuration: where the processor is wanted by many they serve before that."""
+    token = {"authorization": f"Bearer {(Path(service.env['NORIA_HOME']) / 'admin.token').read_text().strip()}"}
     end = time.monotonic() + within
-    while time.monotonic() < end and b"starting" in post(url + "/readyz", b"", method="GET")[2]:
+    while time.monotonic() < end:
+        status, _, body = post(service.url + "/api/status", b"", token, method="GET")
+        if status == 200 and all(w["config"] for w in json.loads(body)["workers"]):
+            return
         time.sleep(0.05)
 
 

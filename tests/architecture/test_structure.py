@@ -39,6 +39,7 @@ PACKAGES = [
     "cli",
     "app",
     "settings",
+    "demo",
 ]
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -109,6 +110,12 @@ def test_import_contracts_hold() -> None:
 def test_importing_noria_loads_nothing_heavy() -> None:
     heavy = ["torch", "fastapi", "pydantic", "duckdb", "psycopg", "numpy", "uvicorn", "rich", "click"]
     code = f"import noria, sys; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_service_starts_without_what_only_its_jobs_need() -> None:
+    code = "import noria.app.stores, noria.api.manage, sys; print([m for m in ('torch', 'numpy', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -304,12 +304,12 @@ def test_the_empty_list_teaches_with_this_address(serve: Any, visit: Any) -> Non
 
 def test_the_language_follows_the_browser_and_the_switch_is_kept(serve: Any, visit: Any) -> None:
     page = visit(serve(count=1), locale="zh-CN")
-    expect(page.get_by_role("navigation")).to_contain_text("调用记录")
+    expect(page.get_by_role("navigation").last).to_contain_text("调用记录")
     assert page.evaluate("document.documentElement.lang") == "zh-Hans"
     page.get_by_role("button", name="Switch to English").click()
-    expect(page.get_by_role("navigation")).to_contain_text("Traces")
+    expect(page.get_by_role("navigation").last).to_contain_text("Traces")
     page.reload()
-    expect(page.get_by_role("navigation")).to_contain_text("Traces")
+    expect(page.get_by_role("navigation").last).to_contain_text("Traces")
 
 
 def test_the_theme_follows_the_system_and_the_switch_is_kept(serve: Any, visit: Any) -> None:

@@ -134,8 +134,8 @@ def send(caller: Any, cell: Cell, connection: http.client.HTTPConnection, **head
 
 def run(caller: Any) -> Ledger:
     """Ask for every cell, wait until all is booked, end the service and read its ledger."""
-    made = caller.api("POST", "/api/keys", {"name": "golden", "budget_usd": 1000.0}).json
-    caller.key = made["key"]
+    caller.key = caller.new_key(name="golden", budget_usd=1000.0)
+    (key,) = (k["id"] for k in caller.api("GET", "/api/keys").json)
     place = urlsplit(caller.service.url).netloc
     ids: dict[str, Cell] = {}
     kept = http.client.HTTPConnection(place, timeout=20)
@@ -145,7 +145,7 @@ def run(caller: Any) -> Ledger:
         ids[send(caller, cell, connection, **{"x-noria-tags": f"b={budget_of(cell)}"})] = cell
     kept.close()
     ledger = Ledger()
-    _settled(caller, ledger, made["id"], len(ids))
+    _settled(caller, ledger, key, len(ids))
     shown = {r["id"]: r for r in caller.api("GET", "/api/traces?limit=1000&previews=false").json["rows"]}
     for name, ours in (("as billed", False), ("with our estimates", True)):
         ledger.invoices[name] = _reconciled(caller, {shown[i]["id"]: c for i, c in ids.items()}, shown, ours=ours)

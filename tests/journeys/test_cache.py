@@ -182,8 +182,10 @@ class House:
     def parts(self, x: Exchange) -> Parts:
         return self.wired
 
-    def close(self, x: Exchange, account: Account) -> Any:
+    def close(self, x: Exchange, account: Account, claim: Claim | None = None) -> Any:
         row = account.row(x, worker="w", config="c")
+        if claim is not None:
+            claim.settle(row.cost_nanousd, row.usage)
         self.rows.append(row)
         return row
 

@@ -26,7 +26,7 @@ from noria.dialects.openai_stream import assemble
 from noria.dialects.sse import FrameSplitter, data_of
 from noria.engines.memory import MemoryCounter
 from noria.gateway.bank import Bank, DirectLeases
-from noria.gateway.limits import Limits
+from noria.gateway.limits import Claim, Limits
 from noria.gateway.router import Router
 from noria.ground.memory import Memory
 from noria.guard.chain import InwardGuard, masked_copy
@@ -196,10 +196,12 @@ class Home:
     def parts(self, x: Exchange) -> Parts:
         return self.wired
 
-    def close(self, x: Exchange, account: Account) -> Any:
+    def close(self, x: Exchange, account: Account, claim: Claim | None = None) -> Any:
         assert self.row is None, "an exchange is recorded once"
         self.row = account.row(x, worker="w", config="c")
         self.log.append("row")
+        if claim is not None:
+            claim.settle(self.row.cost_nanousd, self.row.usage)
         return self.row
 
     async def spent(self) -> int:

@@ -117,7 +117,9 @@ def test_an_adapter_that_arrives_while_the_service_runs_is_served_beside_the_bas
     for name in ("tuned", "off"):
         service.service.cli("release", "retire", "support", name)
     status = service.service.home / "run" / "models" / "smollm2-135m.json"
-    until(lambda: json.loads(status.read_bytes())["facts"]["adapters"].keys() & {made_of} == set(), 60, "the adapter stays loaded")
+    until(
+        lambda: json.loads(status.read_bytes())["facts"]["adapters"].keys() & {made_of} == set(), 60, "the adapter stays loaded"
+    )
     assert said(service, "support") == before
 
 
@@ -145,8 +147,14 @@ def test_an_adapter_that_was_changed_is_not_loaded_and_keeps_nothing_else_from_b
     assert (gone.status, gone.json["error"]["code"]) == (503, "model_failed")
     assert service.service.cli("release", "verify", "support", "harmed", check=False).returncode == 1
     begun = service.api("POST", "/api/rollouts", {"app": "support", "candidate": "harmed"}).json
-    assert (begun["percent"], begun["state"]) == (0, "running")
-    assert "was changed" in begun["decisions"][-1]["says"]
+    assert (begun["percent"], begun["state"]) == (0, "rejected")
+    assert "was changed" in next(f["says"] for f in begun["findings"] if f["verdict"] == "fail")
+    told = service.service.cli("release", "rollout", "support", "harmed", check=False)
+    assert (told.returncode, "gate, signature: fail" in told.stdout) == (1, True)
+    waived = service.service.json("release", "rollout", "support", "harmed", "--waive", "to see that it gets no traffic")
+    assert (waived["percent"], waived["waived"]) == (0, "cli: to see that it gets no traffic")
+    assert "was changed" in waived["decisions"][-1]["says"]
+    service.service.cli("release", "rollback", "support", "--why", "seen")
 
 
 @pytest.mark.model

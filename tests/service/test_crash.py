@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,12 @@ models:
 apps:
   echo: {model: fake}
 """
+
+
+@pytest.fixture(scope="module")
+def standing(serve_once: Any) -> Any:
+    """For tests after which a service is as it was before."""
+    return serve_once()
 
 
 def until(what: Callable[[], Any], within: float, why: str) -> Any:
@@ -308,8 +314,8 @@ def test_a_keeper_that_is_killed_again_and_again_costs_no_answer(serve, http) ->
     assert log.count("WARNING") <= 3, log  # not one for each attempt to reach it
 
 
-def test_an_answer_is_visible_soon_after_it_ended(serve, http) -> None:
-    noria = serve()
+def test_an_answer_is_visible_soon_after_it_ended(standing, http) -> None:
+    noria = standing
     took = []
     for _ in range(5):
         one = http(noria.url + "/v1/chat/completions", HELLO)[1]["x-request-id"]
@@ -388,8 +394,8 @@ def test_a_worker_that_dies_while_the_disk_is_full_is_replaced(small_disk, serve
     until(lambda: recorded(noria, after), 20.0, "a trace is missing after the disk had room again")
 
 
-def test_a_file_size_limit_on_the_spool_is_a_full_disk_too(serve, http) -> None:
-    noria = serve()
+def test_a_file_size_limit_on_the_spool_is_a_full_disk_too(standing, http) -> None:
+    noria = standing
     ask, worker = noria.url + "/v1/chat/completions", noria.pids()["worker-0"]
     http(ask, HELLO)
     resource.prlimit(worker, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
@@ -437,8 +443,8 @@ def test_sigterm_lets_a_stream_finish_and_leaves_nothing_behind(serve) -> None:
     assert not [name for name, text in logs.items() if "Traceback" in text or " ERROR " in text], logs
 
 
-def test_the_keepers_end_ends_live_readers_at_once(serve) -> None:
-    noria = serve()
+def test_the_keepers_end_ends_live_readers_at_once(standing) -> None:
+    noria = standing
     live = http.client.HTTPConnection(noria.url.removeprefix("http://"), timeout=10)
     live.request(
         "GET", "/api/traces/live", headers={"authorization": f"Bearer {(noria.home / 'admin.token').read_text().strip()}"}
@@ -462,8 +468,8 @@ def test_ctrl_c_reaches_the_supervisor_alone(serve) -> None:
     assert noria.process.wait(20) == 0
 
 
-def test_a_second_noria_refuses_the_same_home_the_same_port_and_too_long_a_home(serve, tmp_path) -> None:
-    noria = serve()
+def test_a_second_noria_refuses_the_same_home_the_same_port_and_too_long_a_home(standing, tmp_path) -> None:
+    noria = replace(standing)
     second = up(noria, "--port", "0")
     assert second.returncode == 1
     assert f"process {noria.process.pid} " in second.stderr
@@ -477,8 +483,8 @@ def test_a_second_noria_refuses_the_same_home_the_same_port_and_too_long_a_home(
     assert (fourth.returncode, "sockets lie in it" in fourth.stderr) == (2, True), "and a home whose sockets could have no name"
 
 
-def test_a_bad_configuration_starts_nothing(serve, tmp_path) -> None:
-    noria = serve()
+def test_a_bad_configuration_starts_nothing(standing, tmp_path) -> None:
+    noria = replace(standing)
     bad = tmp_path / "bad.yaml"
     bad.write_text("models:\n  fake: {provider: scripted, model: fake}\napps:\n  echo: {modle: fake}\n")
     noria.env = {**noria.env, "NORIA_HOME": str(tmp_path / "fresh")}

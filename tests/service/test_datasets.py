@@ -10,7 +10,8 @@ import pytest
 
 CONFIG = {
     "models": {"fake": {"provider": "scripted", "model": "fake-1"}},
-    "apps": {"help": {"model": "fake"}},
+    "prompts": {"kind": {"text": "Be kind."}},
+    "apps": {"help": {"model": "fake", "prompt": "kind"}},
 }
 TOPICS = {"returns": "怎么退货", "delivery": "我的快递到哪里了", "invoice": "please send me the invoice of order"}
 
@@ -71,6 +72,25 @@ def test_from_a_file_to_a_split_version_and_out_again(cli, file, tmp_path):
     assert {v["name"] for v in cli.json("data", "list")} >= {"story", "elsewhere"}
 
 
+def test_versions_are_compared_over_http_with_what_their_rows_say(cli, noria, file):
+    first = cli.json("data", "import", "compared", str(file))["version"]
+    cli.json("data", "dedup", "compared", "--exact")
+    cli.json("data", "label", "compared", "--rule", "refund=退货", "--overwrite")
+    last = cli.json("data", "version", "compared", "--split", "train=0.75,test=0.25")["version"]
+    found = noria.api("GET", f"/api/datasets/compared/latest/diff?before={first['id'][:12]}&limit=7").json
+    assert (found["before"]["id"], found["after"]["id"]) == (first["id"], last["id"])
+    counts = found["counts"]
+    assert (sum(counts["added"].values()), counts["removed"], counts["relabelled"]) == (40, {"train": 41}, 40)
+    assert counts["moved"] == last["splits"]["test"] - counts["added"].get("test", 0)
+    assert len(found["added"]) == len(found["removed"]) == len(found["moved"]) == len(found["relabelled"]) == 7
+    change = found["relabelled"][0]
+    assert (change["before"], change["after"], change["content"]["label"]) == ("returns", "refund", "refund")
+    assert "退货" in change["content"]["messages"][0]["content"]
+    rules = noria.api("GET", "/api/datasets/compared/latest/rejections/rules").json
+    assert sorted((r["stage"], r["rule"], r["rows"]) for r in rules) == [("dedup", "exact", 1), ("import", "not_json", 1)]
+    noria.api("GET", "/api/datasets/compared/latest/diff?before=d1:ffffffff").refuses(404, "version_not_found")
+
+
 def test_personal_data_is_masked_before_it_is_stored(cli, noria, imported):
     page = noria.api("GET", f"/api/datasets/help/{imported['version']['id']}/rows?limit=2000").json
     texts = [r["row"]["messages"][0]["content"] for r in page["rows"]]
@@ -112,6 +132,9 @@ def test_traffic_becomes_rows_with_provenance_and_corrections(cli, noria):
     rows = cli.json("data", "show", "traffic")["rows"]
     by = {r["row"]["source"]["ref"]: r["row"] for r in rows}
     assert by.keys() == {a.id for a in asked}
+    assert {tuple(m["role"] for m in r["messages"]) for r in by.values()} == {("user",)}, (
+        "the prompt is the release's, not the row's"
+    )
     assert all("[PHONE]" in r["messages"][-1]["content"] and r["subject"] for r in by.values())
     corrected, said = by[asked[0].id], by[asked[1].id]
     assert (corrected["answer"], corrected["source"]["origin"], corrected["source"]["release"]) == (

@@ -81,24 +81,33 @@ def test_the_rate_of_a_key_holds_over_all_workers(noria, caller) -> None:
     assert {noria.row(a.id)["worker"] for a in answers} == {"n0-w0", "n0-w1"}
 
 
-def test_what_the_head_says_of_a_rate_is_what_the_command_line_says(noria, caller) -> None:
+def ten_of_fifty(noria, caller):
+    """Ten requests of a new key with fifty a minute: its id, the last answer, and what the command line says once it was told."""
     key = noria.api("POST", "/api/keys", {"rpm": 50}).json
-    client = caller(noria.service, key["key"])
-    end = time.monotonic() + 5
-    while (answer := client.chat("cheap")).status != 200:
+    client, end = caller(noria.service, key["key"]), time.monotonic() + 20
+    while client.chat("cheap").status != 200:
         assert time.monotonic() < end
         time.sleep(0.02)
-    if (left := 60 - time.time() % 60) < 6:
-        time.sleep(left)  # not over the end of a minute
-    for _ in range(9):
-        answer = client.chat("cheap")
-    time.sleep(2.2)  # two reports of the workers
-    (limit,) = noria.service.json("limits", "show", f"key:{key['id']}")
+    answer = [client.chat("cheap") for _ in range(9)][-1]
+    used = 0
+    while used != 10 and time.monotonic() < end:  # the workers report once a second; until then all they hold counts as used
+        (limit,) = noria.service.json("limits", "show", f"key:{key['id']}")
+        used = sum(use["used"] for use in limit["use"])
+    return key, answer, limit
+
+
+def test_what_the_head_says_of_a_rate_is_what_the_command_line_says(noria, caller) -> None:
+    for _ in range(3):
+        minute = time.time() // 60
+        key, answer, limit = ten_of_fifty(noria, caller)
+        text = noria.service.cli("limits", "list").stdout
+        if time.time() // 60 == minute:
+            break  # else a window has ended meanwhile, and what was said of one is compared with the next
     (use,) = limit["use"]
     assert (limit["source"], use["unit"], use["limit"], answer.headers["x-ratelimit-limit-requests"]) == (
         "key", "requests", 50, "50",
     )  # fmt: skip
-    assert use["used"] in {9, 10}
+    assert use["used"] == 10
     assert use["used"] + use["leased"] + use["left"] == 50
     assert sum(x["taken"] - x["free"] for x in use["leases"]) == use["used"]
     assert {x["worker"] for x in use["leases"]} <= {"n0-w0", "n0-w1"}
@@ -106,7 +115,6 @@ def test_what_the_head_says_of_a_rate_is_what_the_command_line_says(noria, calle
     assert left <= 50 - use["used"] + 3
     assert use["left"] <= left + 3
     assert 0 < use["resets_in_s"] <= 60
-    text = noria.service.cli("limits", "list").stdout
     assert f"key:{key['id']}" in text
     assert noria.service.cli("limits", "show", "app:nobody", check=False).returncode == 1
     made = noria.service.json("limits", "create", "app:cheap", "--rpm", "90000", "--concurrent", "500")

@@ -61,7 +61,7 @@ def status(noria: Any, http: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def standing(serve_once: Any) -> Any:
-    return serve_once(CONFIG)
+    return serve_once(CONFIG, "--workers", "2")
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_an_idle_connection_survives_a_reload(shared) -> None:
         sock = client.sock
         if n < 2:
             noria.json("reload")
-            until(lambda: len(_workers(noria)) == 1, 10.0, "the old worker does not end")
+            until(lambda: len(_workers(noria)) == 2, 10.0, "the old workers do not end")
         assert client.sock is sock, "the connection was not closed"
     client.close()
 
@@ -226,16 +226,18 @@ def test_a_reload_succeeds_where_the_new_workers_spool_cannot_be_opened(serve, h
 # -- drain ---------------------------------------------------------------------------------------------
 
 
-def test_drainz_turns_readiness_off_at_every_worker_while_requests_are_served(serve, http) -> None:
-    noria = serve(CONFIG, "--workers", "2")
+def test_drainz_turns_readiness_off_at_every_worker_while_requests_are_served(shared, http) -> None:
+    noria = shared
     assert noria.json("drain")["draining"] is True
-    for _ in range(6):
-        assert http(noria.url + "/readyz", b"", method="GET")[0] == 503
-        assert http(noria.url + "/v1/chat/completions", HELLO)[0] == 200
-    assert json.loads(http(noria.url + "/drainz", b"", method="GET")[2])["draining"] is True
-    assert http(noria.url + "/drainz", b"", {"x-forwarded-for": "1.2.3.4"}, method="POST")[0] == 401
-    assert http(noria.url + "/drainz", b"", {"origin": "http://evil.example"}, method="DELETE")[0] == 403
-    noria.cli("drain", "--undo")
+    try:
+        for _ in range(6):
+            assert http(noria.url + "/readyz", b"", method="GET")[0] == 503
+            assert http(noria.url + "/v1/chat/completions", HELLO)[0] == 200
+        assert json.loads(http(noria.url + "/drainz", b"", method="GET")[2])["draining"] is True
+        assert http(noria.url + "/drainz", b"", {"x-forwarded-for": "1.2.3.4"}, method="POST")[0] == 401
+        assert http(noria.url + "/drainz", b"", {"origin": "http://evil.example"}, method="DELETE")[0] == 403
+    finally:
+        noria.cli("drain", "--undo")
     assert http(noria.url + "/readyz", b"", method="GET")[0] == 200
 
 

@@ -145,7 +145,8 @@ def test_what_callers_say_of_the_answers_decides_and_the_gate_decides_before(ope
     asked = {"app": "support", "candidate": "worse", "rules": rules, "policy": policy}
     refused = on.api("POST", "/api/rollouts", asked).json
     assert (refused["state"], refused["percent"]) == ("rejected", 0)
-    assert [f["verdict"] for f in refused["findings"]] == ["pass", "fail"]
+    said = {f["rule"]["kind"]: f["verdict"] for f in refused["findings"]}
+    assert said == {"signature": "pass", "leak": "fail", "files": "pass", "pins": "pass"}
     on.api("POST", "/api/rollouts", asked | {"waive": {"by": "ann", "why": ""}}).refuses(
         400, "waiver_incomplete", param="waive"
     )

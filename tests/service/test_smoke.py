@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 
+import pytest
 
-def test_an_answer_is_recorded_with_its_stages(serve, http) -> None:
-    noria = serve()
+
+@pytest.fixture(scope="module")
+def noria(serve_once):
+    return serve_once()
+
+
+def test_an_answer_is_recorded_with_its_stages(noria, http) -> None:
     body = {"model": "echo", "messages": [{"role": "user", "content": "hello 你好"}]}
     status, headers, raw = http(noria.url + "/v1/chat/completions", body)
     assert status == 200, raw
@@ -20,8 +26,7 @@ def test_an_answer_is_recorded_with_its_stages(serve, http) -> None:
     assert found["answer"]["choices"][0]["message"]["content"] == answer["choices"][0]["message"]["content"]
 
 
-def test_a_stream_ends_in_done_and_is_joined_in_the_trace(serve, http) -> None:
-    noria = serve()
+def test_a_stream_ends_in_done_and_is_joined_in_the_trace(noria, http) -> None:
     body = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": "hello 你好"}]}
     status, headers, raw = http(noria.url + "/v1/chat/completions", body)
     assert status == 200

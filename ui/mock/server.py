@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent))
+import journey
 import operate
 import people
 from traffic import APPS, MS, S, exchange, row_of
@@ -41,6 +42,7 @@ class Mock(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.people = people.People(list(APPS), nobody=nobody)
         self.operations = operate.Operations(nothing=nobody)
+        self.journey = journey.Journey(nothing=nobody)
         now = time.time_ns()
         self.exchanges = [exchange(n, now - (count - n) * 37 * S - n * 1_234_567) for n in range(count)]
         self.every, self.token, self.loading = every, token, loading
@@ -160,6 +162,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer(lambda: self.server.people.call("GET", path, query, {}))
         if operate.mine(path):
             return self._answer(lambda: self.server.operations.call("GET", path, parse_qs(url.query), {}))
+        if journey.mine(path):
+            return self._answer(lambda: self.server.journey.call("GET", path, parse_qs(url.query, keep_blank_values=True), {}))
         known = {d["row"]["id"]: d for d in self.server.exchanges}
         detail = known.get(path.rsplit("/", 1)[-1])
         return self._json(detail) if detail else self._error(404, "This trace does not exist.", code="not_found")
@@ -188,6 +192,8 @@ class Handler(BaseHTTPRequestHandler):
     def _change(self, method: str, path: str, query: dict[str, str], body: dict[str, Any]) -> None:
         if operate.mine(path):
             return self._answer(lambda: self.server.operations.call(method, path, {}, body))
+        if journey.mine(path):
+            return self._answer(lambda: self.server.journey.call(method, path, {}, body))
         return self._answer(lambda: self.server.people.call(method, path, query, body))
 
     def _answer(self, call: Callable[[], tuple[int, Any]]) -> None:

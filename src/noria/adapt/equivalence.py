@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,10 @@ import msgspec
 from noria.adapt import gguf_file
 from noria.adapt.gguf_file import GgufFile
 from noria.adapt.trainer.workplace import Line, sha256_of
+from noria.contracts.artifact import FINGERPRINT
 from noria.contracts.error import MissingDependency, NoriaError
-from noria.contracts.training import Answered, Fingerprint, TrainingJob, TrainingResult
+from noria.contracts.training import Answered, Checked, Fingerprint, TrainingJob, TrainingResult
+from noria.kit.atomic import write_whole
 
 THRESHOLD = 0.95
 """Least share of answers that the served file has in common with the trained model. bf16 training, F16 or 8-bit serving and
@@ -177,10 +180,25 @@ def demand(verdict: Verdict) -> None:
 
 
 def check(folder: Path, served: Served, *, threads: int = 0, ask: Ask | None = None) -> Verdict:
-    """All of it for one file of a finished job: what is written, then what is answered. Raises `Fault`, `NoriaError`."""
+    """All of it for one file of a finished job: what is written, then what is answered. Raises `Fault`, `NoriaError`.
+
+    What came of it is kept in the job's folder (`Checked`).
+    """
+    verdict = None
+    try:
+        verdict = _measured(folder, served, threads, ask)
+        demand(verdict)
+    except NoriaError as e:
+        _keep(folder, served, verdict, e)
+        raise
+    _keep(folder, served, verdict, None)
+    return verdict
+
+
+def _measured(folder: Path, served: Served, threads: int, ask: Ask | None) -> Verdict:
     job = msgspec.json.decode((folder / "job.json").read_bytes(), type=TrainingJob)
     result = msgspec.json.decode((folder / "result.json").read_bytes(), type=TrainingResult)
-    inspect(served, msgspec.json.decode((folder / "fingerprint.json").read_bytes(), type=Fingerprint), result)
+    inspect(served, msgspec.json.decode((folder / FINGERPRINT).read_bytes(), type=Fingerprint), result)
     answers = [msgspec.json.decode(line, type=Answered) for line in (folder / "answers.jsonl").read_bytes().splitlines()]
     lines = [msgspec.json.decode(line, type=Line) for line in (folder / job.validation).read_bytes().splitlines()]
     rows = {line.id: line for line in lines}
@@ -190,9 +208,19 @@ def check(folder: Path, served: Served, *, threads: int = 0, ask: Ask | None = N
     else:
         with serving(served, job, threads=threads) as asks:
             said = asks(picked)
-    verdict = compare(served, answers, said)
-    demand(verdict)
-    return verdict
+    return compare(served, answers, said)
+
+
+def _keep(folder: Path, served: Served, verdict: Verdict | None, refused: NoriaError | None) -> None:
+    kept = Checked(served.told.name, time.time_ns(), equivalent=False)
+    if verdict is not None:
+        kept = Checked(
+            verdict.file, kept.at_ns, verdict.equivalent, verdict.rows, verdict.agreement, verdict.trained_accuracy,
+            verdict.served_accuracy, verdict.threshold,
+        )  # fmt: skip
+    if refused is not None:
+        kept = msgspec.structs.replace(kept, code=refused.code, says=refused.text)
+    write_whole(folder / f"checked-{kept.file}.json", msgspec.json.encode(kept))
 
 
 @contextmanager

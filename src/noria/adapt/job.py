@@ -16,12 +16,12 @@ import msgspec
 from noria.adapt.trainer.workplace import FAILURE, JOB, LOG, PROGRESS, RESULT, Line
 from noria.contracts.dataset import Row
 from noria.contracts.error import NoriaError, RequestError
-from noria.contracts.training import Failure, Progress, TrainingJob, TrainingResult
+from noria.contracts.training import Checked, Failure, Progress, TrainingJob, TrainingResult
 from noria.kit.atomic import write_whole
 
 T = TypeVar("T")
 TAIL = 4096
-"""Bytes of the trainer's log that are looked at for a reason."""
+"""Bytes of the trainer's log that are looked at for a reason, and of its progress for the last line."""
 
 
 def write(folder: Path, job: TrainingJob, rows: dict[str, Iterable[tuple[str, Row]]]) -> None:
@@ -67,6 +67,12 @@ def result_of(folder: Path) -> TrainingResult | None:
     return _load(folder / RESULT, TrainingResult)
 
 
+def checked_of(folder: Path) -> tuple[Checked, ...]:
+    """What came of comparing its files with the trained model (`adapt.equivalence`), by file."""
+    found = [_load(path, Checked) for path in sorted(folder.glob("checked-*.json"))]
+    return tuple(c for c in found if c is not None)
+
+
 def progress_of(folder: Path, start: int = 0) -> tuple[list[Progress], int]:
     """(lines of progress from byte `start` on, where to go on reading). A line still being written is left for later.
 
@@ -82,6 +88,18 @@ def progress_of(folder: Path, start: int = 0) -> tuple[list[Progress], int]:
     decoder = msgspec.json.Decoder(Progress)
     size = (folder / PROGRESS).stat().st_size
     return [decoder.decode(line) for line in data[:whole].splitlines()], min(start + whole, size)
+
+
+def latest_of(folder: Path) -> Progress | None:
+    """The last whole line of progress, without reading those before it; None as long as there is none."""
+    try:
+        with (folder / PROGRESS).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            data = file.read()
+    except FileNotFoundError:
+        return None
+    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    return msgspec.json.decode(lines[-1], type=Progress) if lines else None
 
 
 def reason_of(folder: Path) -> Failure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, TypeVar
 
@@ -16,7 +18,10 @@ from noria.app.keeper import Keeper, Recorded
 from noria.contracts.dataset import Member, Rejection, Row, Version
 from noria.contracts.error import NotFound, RequestError
 from noria.contracts.feedback import Feedback
+from noria.contracts.trace import ExchangeRow
+from noria.data import diff
 from noria.dialects.native import in_chat_form
+from noria.transform.template import Template
 
 T = TypeVar("T")
 
@@ -24,6 +29,12 @@ AT_ONCE = 500
 """Rows of a body that are sealed and stored together."""
 LONGEST_LINE = 16 * 1024 * 1024
 """Bytes."""
+PAGE = 10_000
+"""Members or rejections read from the store at once."""
+MOST_COMPARED = 200_000
+"""Rows of a version that the keeper compares with another: they are held in memory."""
+MOST_OPENED = 2000
+"""Rows that came, or went, among which changed labels are looked for."""
 _ID = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _After = Annotated[str, Query(pattern="^([0-9a-f]{64})?$", description="The row id where the last page ended.")]
 _LINES = {"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}, "required": True}}
@@ -46,6 +57,7 @@ def routes(app: FastAPI, keeper: Keeper) -> None:
     _rows(app, keeper)
     _versions(app, keeper)
     _contents(app, keeper)
+    _compared(app, keeper)
     _exchanges(app, keeper)
 
 
@@ -163,6 +175,72 @@ def _contents(app: FastAPI, keeper: Keeper) -> None:
         return _json({"rejections": shown, "next": offset + limit if len(found) == limit else None, "total": v.rejected})
 
 
+def _compared(app: FastAPI, keeper: Keeper) -> None:
+    @app.get("/api/datasets/{name}/{version}/rejections/rules", tags=["datasets"])
+    async def rules(name: str, version: str) -> list[dict[str, Any]]:
+        """How many rows each rule left out of a version, most first."""
+        v = await _find(keeper, name, version)
+        counts: Counter[tuple[str, str]] = Counter()
+        offset = 0
+        while found := await _of(keeper).store.rejections(keeper.tenant, v.name, v.id, offset=offset, limit=PAGE):
+            counts.update((r.stage, r.rule) for r in found)
+            offset += len(found)
+        return [{"stage": stage, "rule": rule, "rows": n} for (stage, rule), n in counts.most_common()]
+
+    @app.get("/api/datasets/{name}/{version}/diff", tags=["datasets"])
+    async def compared(
+        name: str,
+        version: str,
+        before: Annotated[str, Query(description="The version that it is compared with; any dataset's.")],
+        limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    ) -> Response:
+        """What a version has that another has not: how many rows, and the first `limit` of each kind with what they say. Where more
+        than 2,000 rows came or went nobody has looked for labels that changed: `relabelled` is null.
+        """
+        new, old = await _find(keeper, name, version), await _find(keeper, "-", before)
+        if max(new.rows, old.rows) > MOST_COMPARED:
+            raise RequestError(
+                f"A version has more than {MOST_COMPARED:,} rows.", code="too_many_rows", hint="Compare by `noria data diff`."
+            )
+        lists = [await _members(keeper, v) for v in (old, new)]
+        found = await asyncio.to_thread(diff.compare, *lists)
+        return _json({"before": _shown(old), "after": _shown(new), **await _difference(keeper, found, limit)})
+
+
+async def _members(keeper: Keeper, version: Version) -> list[Member]:
+    found: list[Member] = []
+    while page := await _of(keeper).store.members(keeper.tenant, version.id, after=found[-1].row if found else "", limit=PAGE):
+        found += page
+    return found
+
+
+async def _difference(keeper: Keeper, found: diff.Difference, limit: int) -> dict[str, Any]:
+    """Counts, and the first rows of each kind in the clear."""
+    came, went = [m.row for m in found.added], [m.row for m in found.removed]
+    wanted = came[:MOST_OPENED] + went[:MOST_OPENED] + [m.row for m in found.moved[:limit]]
+    known = {s.id: s.row for s in await _of(keeper).read(keeper.tenant, wanted)}
+    renamed = None
+    if max(len(came), len(went)) <= MOST_OPENED:
+        readable = [{i: row for i in ids if (row := known.get(i))} for ids in (went, came)]
+        renamed = await asyncio.to_thread(diff.relabelled, *readable)
+    sides = {"added": found.added, "removed": found.removed}
+    return {
+        "counts": {
+            **{side: dict(Counter(m.split for m in members)) for side, members in sides.items()},
+            "moved": len(found.moved),
+            "relabelled": None if renamed is None else len(renamed),
+        },
+        **{
+            side: [{"id": m.row, "split": m.split, "row": known.get(m.row)} for m in members[:limit]]
+            for side, members in sides.items()
+        },
+        "moved": [{**msgspec.structs.asdict(m), "content": known.get(m.row)} for m in found.moved[:limit]],
+        "relabelled": None
+        if renamed is None
+        else [{**msgspec.structs.asdict(r), "content": known.get(r.after_row)} for r in renamed[:limit]],
+    }
+
+
 def _content(found: Shown | None) -> Row | None:
     return found.row if found else None
 
@@ -170,8 +248,8 @@ def _content(found: Shown | None) -> Row | None:
 def _exchanges(app: FastAPI, keeper: Keeper) -> None:
     @app.get("/api/exchanges", tags=["datasets"])
     async def exchanges(filter: str = "", before: str = "", limit: Annotated[int, Query(ge=1, le=200)] = 100) -> Response:
-        """One page of exchanges, newest first, each with what was asked in chat form, the text of its answer, and what was said of
-        it, oldest first.
+        """One page of exchanges, newest first, each with what was asked in chat form, without the release's own prompt, the text of
+        its answer, and what was said of it, oldest first.
         """
         named, total = await keeper.rows(render.query(filter, before, limit))
         shown = []
@@ -198,9 +276,15 @@ def _exchange(found: Recorded) -> dict[str, Any]:
         "subject": row.subject,
         "conversation": row.conversation,
         "bodies": found.bodies,
-        "messages": _messages(asked),
+        "messages": _unprompted(row, _messages(asked)),
         "answer": _said(given),
     }
+
+
+def _unprompted(row: ExchangeRow, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the prompt that the release put first: it is the release's, not the caller's, and another release has another one."""
+    prompted = any(stage.name == Template.name for stage in row.stages)
+    return messages[1:] if prompted and messages and messages[0].get("role") == "system" else messages
 
 
 def _judgement(given: Feedback) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Query, Request, Response
 from msgspec.structs import replace
 from pydantic import Field
 
-from noria.api.field import Strict, actor
+from noria.api.field import Id, Strict, actor
 from noria.app.evaluating import MOST_AT_ONCE, Evaluation, Evaluations, Plan, compared
 from noria.app.keeper import Keeper
 from noria.contracts.error import NotFound, RequestError
@@ -39,6 +39,7 @@ class Asked(Strict):
     limit: int | None = Field(default=None, ge=0, description="In place of the suite's.")
     concurrency: int = Field(default=4, ge=1, le=MOST_AT_ONCE)
     fresh: bool = Field(default=False, description="Ask everything anew, whatever was answered before.")
+    id: Id = ""
 
 
 class Pair(Strict):
@@ -87,7 +88,7 @@ def _asked(app: FastAPI, keeper: Keeper) -> None:
     async def start(request: Request, asked: Asked) -> dict[str, Any]:
         """Begin an evaluation. Any release of an app may be evaluated, also one without traffic."""
         suite = await _suite(keeper, asked)
-        plan = Plan(suite, asked.app, asked.release, asked.concurrency, asked.fresh, actor(request))
+        plan = Plan(suite, asked.app, asked.release, asked.concurrency, asked.fresh, actor(request), asked.id)
         return _shown(_of(keeper), await _of(keeper).start(plan))
 
     @app.get("/api/evaluations", tags=["evaluations"])

@@ -38,6 +38,13 @@ Seconds = Annotated[float, BeforeValidator(seconds, json_schema_input_type=float
 Title = Annotated[str, Field(max_length=200, description="For people.")]
 Labels = Annotated[dict[str, str], Field(description="name=value, at most 16, each part at most 64 characters.")]
 Metadata = Annotated[dict[str, str], Field(description="For people and their tools: at most 32 entries of 512 characters.")]
+Id = Annotated[
+    str,
+    Field(
+        pattern="^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$",
+        description="A UUID for what is begun: the same again means what is there, so that a call whose answer was lost may be repeated.",
+    ),
+]
 LONGEST = 100 * 366 * 86_400.0
 """Seconds: no key is made for more than a hundred years."""
 

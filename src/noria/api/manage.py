@@ -31,6 +31,7 @@ from noria.api import (
     keys,
     money,
     operate,
+    refreshes,
     refusal,
     releases,
     render,
@@ -75,7 +76,7 @@ def build(keeper: Keeper) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(known)],
-        responses={"4XX": {"model": refusal.ErrorBody}, 422: {"model": refusal.ErrorBody}},
+        responses=refusal.REFERENCE,
     )
     refusal.install(app)
     app.add_middleware(_Guard, keeper=keeper)
@@ -96,6 +97,7 @@ def build(keeper: Keeper) -> FastAPI:
     evaluations.routes(app, keeper)
     feedback.routes(app, keeper)
     drift.routes(app, keeper)
+    refreshes.routes(app, keeper)
     operate.routes(app, keeper, RELAYED)
     return app
 
@@ -133,7 +135,7 @@ def _operator(request: Request, keeper: Keeper) -> bool:
 
 
 def _console(app: FastAPI, keeper: Keeper) -> None:
-    @app.post("/api/login")
+    @app.post("/api/login", responses=refusal.MODEL)
     async def login(body: Login) -> Response:
         """Exchange the admin token for a console session (cookie)."""
         if not keeper.sessions.is_admin(body.token.strip()):
@@ -197,8 +199,8 @@ def _internal(app: FastAPI, keeper: Keeper) -> None:
         return Response(status_code=204, headers={"x-noria-pid": str(os.getpid()), "x-noria-config": str(keeper.config)})
 
     @app.get("/internal/snapshot", include_in_schema=False)
-    async def snapshot(after: str = "", wait: float = 0.0) -> Response:
-        found = await keeper.snapshot(after, min(wait, 60.0))
+    async def snapshot(after: str = "", wait: float = 0.0, worker: str = "") -> Response:
+        found = await keeper.snapshot(after, min(wait, 60.0), worker)
         if found is None:
             return Response(status_code=204)
         subject_key = await keeper.secret(keeper.tenant, "subjects")

@@ -40,6 +40,7 @@ FAMILIES: dict[str, Permission] = {
     "exchanges": "operator",
     "feedback": "operator",
     "drift": "operator",
+    "refreshes": "operator",
 }
 
 

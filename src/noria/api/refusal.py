@@ -28,6 +28,14 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+_KINDS: tuple[int | str, ...] = ("4XX", 422)
+MODEL: dict[int | str, dict[str, Any]] = {kind: {"model": ErrorBody} for kind in _KINDS}
+"""Refusals in the OpenAPI description: one route gives the model, ..."""
+_SCHEMA = {"schema": {"$ref": "#/components/schemas/ErrorBody"}}
+REFERENCE: dict[int | str, dict[str, Any]] = {kind: {"content": {"application/json": _SCHEMA}} for kind in _KINDS}
+"""... all others refer to it: each time that the model is given, a validator of it is built, which is long for 120 routes."""
+
+
 def answer_of(error: NoriaError) -> Response:
     """The HTTP answer of an error of ours."""
     status, headers, body = error_answer(error)

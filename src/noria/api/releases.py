@@ -16,7 +16,7 @@ from noria.app.keeper import Keeper
 from noria.app.releases import Wish
 from noria.app.rollouts import Plan
 from noria.contracts.artifact import Artifact
-from noria.contracts.error import RequestError
+from noria.contracts.error import NotFound, RequestError
 from noria.contracts.rollout import GateRule, Rollout, RolloutPolicy
 from noria.release import artifact, gate
 
@@ -35,6 +35,7 @@ class Creating(Strict):
     guard: str | None = Field(None, description="A name under `guards`.")
     params: dict[str, Any] | None = Field(None, description="Request parameters to set; null takes one away.")
     note: str = Field("", max_length=1000)
+    by: str = Field("", max_length=200, description="Who makes it (`refresh:<id>`); else whoever calls.")
 
 
 class Naming(Strict):
@@ -68,12 +69,21 @@ class Policy(Strict):
 class Waiver(Strict):
     """Who lets a candidate pass a gate that it did not pass, and why."""
 
-    by: str
-    why: str
+    by: str = Field("", max_length=200, description="Else whoever calls.")
+    why: str = Field(max_length=1000)
+
+
+class Judging(Strict):
+    """What a candidate's gate is asked."""
+
+    app: str
+    candidate: str
+    rules: list[dict[str, Any]] = Field([], description="`contracts.rollout.GateRule` each.")
+    evidence: dict[str, Any] = Field({}, description="`release.gate.Evidence`.")
 
 
 class Beginning(Strict):
-    """A rollout. Rules are judged on the evidence; signatures are verified here, whatever the evidence says of them."""
+    """A rollout. Rules are judged on the evidence; what the installation itself knows of the candidate is looked up, whatever it says."""
 
     app: str
     candidate: str
@@ -110,6 +120,7 @@ class Trusting(Strict):
 def routes(app: FastAPI, keeper: Keeper, relayed: str) -> None:
     """Add them. Calls that came over the network (`relayed` is their header) may name no file and trust no key."""
     _releases(app, keeper)
+    _export(app, keeper)
     _rollouts(app, keeper)
     _artifacts(app, keeper, relayed)
 
@@ -123,7 +134,7 @@ def _releases(app: FastAPI, keeper: Keeper) -> None:
     @app.post("/api/releases", tags=["releases"], status_code=201)
     async def create(request: Request, body: Creating) -> dict[str, Any]:
         """Make a release from another; it is served at once, without traffic. The same again changes nothing."""
-        made = await keeper.releases.create(Wish(**body.model_dump(), by=_by(request, "")))
+        made = await keeper.releases.create(Wish(**body.model_dump(exclude={"by"}), by=_by(request, body.by)))
         return _fields(await keeper.releases.show(body.app, made.name))
 
     @app.get("/api/releases/one", tags=["releases"])
@@ -162,6 +173,25 @@ def _releases(app: FastAPI, keeper: Keeper) -> None:
         found = await keeper.releases.verify(body.app, body.name)
         return {"ok": not any(found.values()), "artifacts": found}
 
+    @app.post("/api/releases/gate", tags=["releases"])
+    async def judged(body: Judging) -> dict[str, Any]:
+        """What the gate says of a candidate: the declared rules, and what is asked of every one. Nothing is begun."""
+        rules, evidence = _read(body.rules, list[GateRule], "rules"), _read(body.evidence, gate.Evidence, "evidence")
+        findings = await keeper.gates.judged(body.app, body.candidate, rules, evidence)
+        return {"verdict": gate.verdict(findings), "findings": [_fields(msgspec.to_builtins(f)) for f in findings]}
+
+
+def _export(app: FastAPI, keeper: Keeper) -> None:
+    @app.get("/api/releases/export", tags=["releases"])
+    async def export(app: str, name: str = "production") -> dict[str, Any]:
+        """A release that was made while the service ran as noria.yaml would have it: what is added, and the whole file with it."""
+        snapshot, release = keeper.current(), await keeper.releases.get(app, name)
+        assert snapshot is not None, "it has a release"
+        if keeper.changes is None:
+            raise NotFound("This keeper reads no file.", code="not_found")
+        found: dict[str, Any] = msgspec.to_builtins(await keeper.changes.exported(snapshot.apps[app], release))
+        return found
+
 
 def _rollouts(app: FastAPI, keeper: Keeper) -> None:
     @app.get("/api/rollouts", tags=["releases"])
@@ -173,11 +203,8 @@ def _rollouts(app: FastAPI, keeper: Keeper) -> None:
     async def begin(request: Request, body: Beginning) -> dict[str, Any]:
         """Begin a rollout. Where the gate does not let the candidate pass, it is `rejected`, unless somebody waives that."""
         rules, evidence = _read(body.rules, list[GateRule], "rules"), _read(body.evidence, gate.Evidence, "evidence")
-        if any(r.kind == "signature" for r in rules):
-            found = await keeper.releases.verify(body.app, body.candidate)
-            evidence = msgspec.structs.replace(evidence, artifacts=found)
-        findings = gate.judge(rules, evidence)
-        waived = gate.waiver(body.waive.by, body.waive.why) if body.waive else ""
+        findings = await keeper.gates.judged(body.app, body.candidate, rules, evidence)
+        waived = gate.waiver(body.waive.by or actor(request), body.waive.why) if body.waive else ""
         passed = gate.verdict(findings) == "pass"
         plan = Plan(
             body.app, body.candidate, _by(request, body.by), await _policy(keeper, body), findings,
@@ -187,7 +214,7 @@ def _rollouts(app: FastAPI, keeper: Keeper) -> None:
 
     @app.get("/api/rollouts/{id}", tags=["releases"])
     async def one(id: str) -> dict[str, Any]:
-        """One rollout with its decisions and what they rest on; the latest of an app by the app's name."""
+        """One rollout with its decisions, what they rest on, and what was known meanwhile; the latest of an app by the app's name."""
         return await whole((await keeper.rollouts.get(id))[0])
 
     @app.post("/api/rollouts/{id}", tags=["releases"])
@@ -197,7 +224,8 @@ def _rollouts(app: FastAPI, keeper: Keeper) -> None:
 
     async def whole(rollout: Rollout) -> dict[str, Any]:
         return _shown(rollout) | {
-            "decisions": [_fields(msgspec.to_builtins(d)) for d in await keeper.rollouts.decisions(rollout)]
+            "decisions": [_fields(msgspec.to_builtins(d)) for d in await keeper.rollouts.decisions(rollout)],
+            "looks": [_fields(msgspec.to_builtins(k)) for k in await keeper.rollouts.looks(rollout)],
         }
 
 

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import FastAPI, Query, Request
 from pydantic import Field
 
-from noria.api.field import Strict, actor
+from noria.api.field import Id, Strict, actor
 from noria.app.keeper import Keeper
 from noria.app.training import Shown, Trainings, Wish
 from noria.contracts.error import NotFound
@@ -53,6 +53,7 @@ class Started(Strict):
     seed: int = Field(default=0, ge=0, lt=2**32)
     memory: int = Field(default=0, ge=0, description="Bytes; 0 = as configured.")
     outputs: list[Output] = Field(default=["adapter_gguf"], min_length=1)
+    id: Id = ""
 
 
 def routes(app: FastAPI, keeper: Keeper) -> None:

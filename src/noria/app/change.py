@@ -16,7 +16,8 @@ import msgspec
 
 from noria.app.added import NOTHING, Registered, registered
 from noria.app.definition import Canary, Definition, Live, apply, from_elsewhere, live_shares, stored_definition
-from noria.contracts.error import ConfigError
+from noria.app.release_export import Exported, Source, exported
+from noria.contracts.error import ConfigError, RequestError
 from noria.contracts.port import RecordStore
 from noria.contracts.release import App, Endpoint, Release
 from noria.settings import Loaded, Settings, resolve_secret
@@ -25,7 +26,7 @@ IN_FORCE_WITHIN = 5.0
 """Seconds in which every worker should serve a new configuration."""
 _SHOWN = 11
 """Characters of a hash for people."""
-_OWN = frozenset({"source", "apps", "embedders", "guards", "rollouts"})
+_OWN = frozenset({"source", "apps", "embedders", "guards", "rollouts", "refreshes"})
 """Fields of a definition that are shown in a form of their own."""
 _IN_DEFINITION = frozenset({"schema_url", "models", "prompts", "guards", "apps", *Definition.__struct_fields__})
 _LIVE = frozenset(
@@ -146,6 +147,16 @@ class Changes:
                 await owner.rollouts.declare(definition.rollouts)
         return plan, await self._in_force()
 
+    async def exported(self, app: App, release: Release) -> Exported:
+        """A release that was made while the service ran as part of its file. Raises `RequestError` where there is no file."""
+        owner, stored = self._owner, await stored_definition(self._owner.records, self._owner.tenant)
+        if self.file is None or stored is None:
+            raise RequestError("The service was started without a noria.yaml: there is nothing to write into.", code="no_file")
+        loaded = await asyncio.to_thread(self._load, self.file)
+        known = await registered(owner.records, owner.tenant)
+        source = Source(self.file, loaded, known, stored, self._define, app.weights)
+        return await asyncio.to_thread(exported, source, app.name, release)
+
     async def _read(self, file: Path | None) -> tuple[Loaded, Definition]:
         loaded = await asyncio.to_thread(self._load, file or self.file)
         definition = await asyncio.to_thread(self._define, loaded)
@@ -194,6 +205,7 @@ def differences(
     for name in sorted({*old.apps, *after.apps}):
         changes += _app(name, old.apps.get(name), after.apps.get(name), live.get(name), known)
         changes += _rollout(name, old.rollouts.get(name), after.rollouts.get(name))
+    changes += _named("refresh of app", old.refreshes, after.refreshes)
     for field in Definition.__struct_fields__:
         a, b = getattr(old, field), getattr(after, field)
         if field not in _OWN and a != b and (before is not None or b != _default(field)):

@@ -24,6 +24,7 @@ from noria.data import diff as diff_
 from noria.data import export as exporting
 from noria.data import leak as leak_
 from noria.data import split as splitting
+from noria.data.harvest import judged as judged_
 from noria.data.harvest import row_of
 from noria.data.label import Rule, label_for
 from noria.data.personal import Action, Mask, protect
@@ -188,22 +189,26 @@ def _offered(paths: Sequence[Path], fields: Fields, lang: str) -> Iterator[Offer
 def harvest(
     client: DatasetClient, name: str, filter: str, *,
     pii: Action | None = "mask", feedback: bool | None = None, limit: int | None = None, fresh: bool = False,
-    note: str = "", tell: Tell = _quiet,
+    onto: Version | None = None, judged: bool = False, split: str = "", note: str = "", tell: Tell = _quiet,
 ) -> Made:  # fmt: skip
-    """Rows of what the service did, newest first, beside those that the dataset has (`fresh`: instead of them).
+    """Rows of what the service did, newest first, beside those that the dataset has (`fresh`: instead of them; `onto`: beside those
+    of another version than the latest).
 
-    `feedback`: only exchanges with it (True), or without (False).
+    `feedback`: only exchanges with it (True), or without (False). `judged`: only what a person corrected or labelled. `split`: where
+    they go, in place of `train`.
     """
-    parent = client.latest(name)
+    parent = onto or client.latest(name)
     gathered = _Gathering(client, None if fresh else parent, pii)
     done = 0
     for done, (asked, total) in enumerate(client.exchanges(filter), 1):
         if feedback is None or bool(asked.feedback) == feedback:
             row = row_of(asked, detect)
-            if isinstance(row, Rejection):
+            if judged and not isinstance(row, Rejection):
+                row = judged_(asked, row)
+            if not isinstance(row, Rejection):
+                gathered.take(Offered(row, split))
+            elif row.rule != "not_judged":  # nobody offered it
                 gathered.rejected.append(row)
-            else:
-                gathered.take(Offered(row, ""))
         if done % BATCH == 0:
             tell(done, total)
         if limit is not None and done >= limit:
@@ -211,6 +216,7 @@ def harvest(
     gathered.flush()
     tell(done, done)
     recipe = {"step": "harvest", "filter": filter, "feedback": feedback, "limit": limit, "pii": pii or "off"}
+    recipe |= {"judged": True} if judged else {}
     members = (Member(row, split) for row, split in gathered.members.items())
     return _finish(client, name, members, gathered.rejected, None if fresh else parent, recipe=recipe, note=note)
 
@@ -321,6 +327,15 @@ def split(
     of = splitting.assign(placed, ratios, kept=kept)
     members = (Member(row, name) for row, name in of.items())
     return _finish(client, parent.name, members, rejected, parent, recipe=ratios.recipe() | {"keep": keep}, note=note)
+
+
+def leave_out(client: DatasetClient, reference: Reference, gone: Sequence[Rejection], *, note: str = "") -> Made:
+    """The version without these rows; why each is gone is kept."""
+    parent = client.find(reference)
+    rows = {r.row for r in gone}
+    members = (m for m in client.members(parent) if m.row not in rows)
+    recipe = {"step": "leave_out", "stages": sorted({r.stage for r in gone}), "rows": len(rows)}
+    return _finish(client, parent.name, members, list(gone), parent, recipe=recipe, note=note)
 
 
 def verify(client: DatasetClient, reference: Reference, *, tell: Tell = _quiet) -> Verified:

@@ -7,7 +7,7 @@ RecordStore; a Snapshot is built from it alone, so a keeper that never saw the f
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -57,6 +57,8 @@ class Definition(msgspec.Struct, frozen=True):
     public_url: str = ""
     rollouts: dict[str, Canary] = {}
     """By app."""
+    refreshes: dict[str, dict[str, Any]] = {}
+    """By app, as the file has them (`settings.refresh`): a turn may be begun with other settings upon them."""
     suites: dict[str, Suite] = {}
     """By name; their datasets as the file names them (`name`, `name@d1:…`), resolved when one is run."""
 

@@ -39,8 +39,8 @@ MOST = 1000
 """Exchanges of one question."""
 LABELS_AT_ONCE = 10_000
 
-Opens = Callable[[DriftReport, DriftPolicy], Awaitable[None]]
-"""Is told of an alert whose app asks for a Refresh."""
+Opens = Callable[[DriftReport], Awaitable[None]]
+"""Is told of an alert."""
 
 
 class WithBodies(Protocol):
@@ -196,8 +196,8 @@ class Drifts:
             break
         self._running.pop(app, None)
         await self._forget(app)
-        if news == "detected" and policy.refresh and self.opens is not None:
-            await self.opens(report, policy)
+        if news == "detected" and self.opens is not None:
+            await self.opens(report)
         return state
 
     async def _forget(self, app: str) -> None:

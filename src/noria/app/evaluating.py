@@ -75,6 +75,8 @@ class Plan(msgspec.Struct, frozen=True):
     fresh: bool = False
     """Ask everything anew, whatever was answered before."""
     by: str = "cli"
+    id: str = ""
+    """A UUID: the evaluation's id after `eval_`. The same again means the one that is there."""
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -144,15 +146,20 @@ class Evaluations:
 
     async def start(self, plan: Plan) -> Evaluation:
         """Begin. Raises `NotFound` for an app or release that is not served, `Unavailable` where there is no gateway to ask."""
+        if plan.id and (known := await self._registry.get(EVALUATION, f"eval_{plan.id}", Evaluation)):
+            return await self._settled(known[0])
         release = self._release(plan.app, plan.release)
         self._reachable()
         suite = await self.resolved(plan.suite)
         e = Evaluation(
-            "eval_" + uuid7(), suite, plan.app, release.id, release.name, time.time_ns(), plan.by,
+            "eval_" + (plan.id or uuid7()), suite, plan.app, release.id, release.name, time.time_ns(), plan.by,
             min(max(1, plan.concurrency), MOST_AT_ONCE),
         )  # fmt: skip
         note = {"suite": suite.name, "dataset": suite.dataset, "release": release.id}
-        await self._commit(put(EVALUATION, e.id, e, expect=0), "evaluation.begun", plan.by, note)
+        try:
+            await self._commit(put(EVALUATION, e.id, e, expect=0), "evaluation.begun", plan.by, note)
+        except Conflict:  # two calls with one id: the other one was faster
+            return (await self._find(e.id))[0]
         await self._run(e, fresh=plan.fresh)
         return e
 

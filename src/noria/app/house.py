@@ -23,7 +23,7 @@ from noria.gateway import select
 from noria.gateway.admit import Admit, no_pass
 from noria.gateway.cache import Cache, Recall
 from noria.gateway.constraint import within
-from noria.gateway.limits import Limits
+from noria.gateway.limits import Claim, Limits
 from noria.gateway.router import Router
 from noria.gateway.semantic import Meanings
 from noria.gateway.topic import Topics
@@ -63,7 +63,7 @@ class Bench:
         limits: Limits,
         sessions: SessionStore,
         is_session: Callable[[str], bool],
-        spool: Callable[[ExchangeRow], None],
+        spool: Callable[[ExchangeRow, Claim | None], None],
         metrics: Metrics,
         passed: Callable[[str], Pass | None] = no_pass,
     ) -> None:
@@ -191,11 +191,13 @@ class WiredHouse:
             self._guarded[release.app, release.name, name] = found
         return found
 
-    def close(self, x: Exchange, account: Account) -> ExchangeRow:
+    def close(self, x: Exchange, account: Account, claim: Claim | None = None) -> ExchangeRow:
         """See `journeys.prompt.House`."""
         self._bench.accounts.pop(x.id, None)
+        if claim is not None and claim.unchecked:
+            account.warnings = [*account.warnings, *claim.warnings]
         row = account.row(x, worker=self._bench.worker, config=self.snapshot.hash)
-        self._bench.spool(row)
+        self._bench.spool(row, claim)
         self._bench.metrics.count(row)
         return row
 

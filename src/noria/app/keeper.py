@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from noria.app.directory import Directories
 from noria.app.drift import Drifts
 from noria.app.evaluating import Evaluations
 from noria.app.feedback import Feedbacks
+from noria.app.gates import Gates
 from noria.app.keyring import Keyring
 from noria.app.last_used import LastUsed
 from noria.app.link import Heartbeat
@@ -32,6 +34,7 @@ from noria.app.otlp import Push
 from noria.app.policies import Policies
 from noria.app.probing import Probing
 from noria.app.recording import Recording
+from noria.app.refreshes import Refreshes
 from noria.app.registry import Registry, event
 from noria.app.releases import Releases
 from noria.app.responses import KeptResponses
@@ -56,6 +59,8 @@ SECRET, CONVERSATION = "secret", "conversation"
 LOGIN_NS = 600 * 1_000_000_000
 FORGET_WORKER = 60.0
 """Seconds of silence after which a worker is no longer listed."""
+LIVING, FOLLOWED = 3.0, 1.0
+"""Seconds of silence after which nobody waits for a worker any more, and for which a change of a key waits for all of them."""
 APPENDS = 16
 """Appends of a conversation that are remembered."""
 SUBJECT_DIGITS = 32
@@ -118,7 +123,7 @@ class Keeper:
         self.used = LastUsed(stores.records, tenant)
         self.recording = Recording(home / "spool", stores.traces, self.body_key, seen=self._seen)
         self.feedback = Feedbacks(stores.records, stores.traces, self.body_key, self._subject_key, SystemClock())
-        self.registry = Registry(stores.records, tenant, self.refresh)
+        self.registry = Registry(stores.records, tenant, self.renew)
         self.directories = Directories(self.registry)
         self.keyring = Keyring(self.registry, self.directories)
         self.responses = KeptResponses(stores.records, self.body_key)
@@ -126,6 +131,8 @@ class Keeper:
         self.releases = Releases(home, self.registry, self.current)
         self.rollouts = Rollouts(self.registry, stores.traces, current=self.current, unready=self.unready)
         self.rollouts.scores, self.feedback.news = self.feedback.scores, self.rollouts.news
+        self.gates = Gates(home, self.releases)
+        self.rollouts.asked = self.gates.judged
         self.treasury = Treasury(
             home, self.recording, tenant=tenant, records=stores.records, traces=stores.traces,
             counters=stores.counters, clock=SystemClock(), tenure=stores.tenure,
@@ -141,12 +148,16 @@ class Keeper:
         """Tells a collector of this node's metrics, where one is configured."""
         self.drift = Drifts(self, None, SystemClock())
         """Watches whether traffic changes; runs jobs once somebody has given it a runner."""
+        self.refreshes: Refreshes | None = None
+        """Turns of the wheel, where there is a runner for them."""
         self._secrets: dict[str, bytes] = {}
         self._codes: dict[str, int] = {}
         self._snapshot: Snapshot | None = None
         self._fresh = asyncio.Condition()
         self._leaving = False
         self._workers: dict[str, tuple[Heartbeat, float]] = {}
+        self._serving: dict[str, str] = {}
+        """The configuration that each worker had when it last asked for the next."""
         self._tasks: list[asyncio.Task[None]] = []
         self.keep_days = 30
 
@@ -175,6 +186,8 @@ class Keeper:
             asyncio.create_task(self.feedback.run(self.tenant)),
             asyncio.create_task(self.drift.run()),
         ]
+        if self.refreshes is not None:
+            self._tasks.append(asyncio.create_task(self.refreshes.run()))
         if applied is not None:
             await self.rollouts.declare(applied.rollouts)
         if self._cache is not None:
@@ -258,9 +271,29 @@ class Keeper:
                 self.probes.adopt(fresh)
                 self._fresh.notify_all()
 
-    async def snapshot(self, after: str, wait: float) -> Snapshot | None:
-        """The snapshot, at once where its hash is not `after`, else when it changes; None after `wait` seconds."""
+    async def renew(self) -> None:
+        """As `refresh`, and waits until every worker that lives follows, at most `FOLLOWED` seconds: a new key works, and one
+        that was revoked does not, when whoever changed it is told so.
+        """
+        await self.refresh()
         async with self._fresh:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FOLLOWED):
+                    await self._fresh.wait_for(self._followed)
+
+    def _followed(self) -> bool:
+        now = time.monotonic()
+        living = [h for h, at in self._workers.values() if now - at < LIVING and not h.trouble]
+        return all(self._serving.get(h.worker) == self.config for h in living)
+
+    async def snapshot(self, after: str, wait: float, worker: str = "") -> Snapshot | None:
+        """The snapshot, at once where its hash is not `after`, else when it changes; None after `wait` seconds. `worker` serves
+        `after` now.
+        """
+        async with self._fresh:
+            if worker:
+                self._serving[worker] = after
+                self._fresh.notify_all()
             try:
                 async with asyncio.timeout(wait):
                     await self._fresh.wait_for(lambda: self._leaving or self._changed(after))
@@ -271,6 +304,10 @@ class Keeper:
     def current(self) -> Snapshot | None:
         """The snapshot in force; None before the first apply."""
         return self._snapshot
+
+    async def definition(self) -> Definition | None:
+        """The definition in force; None before the first apply."""
+        return await stored_definition(self.records, self.tenant)
 
     def _changed(self, after: str) -> bool:
         return self._snapshot is not None and self._snapshot.hash != after

@@ -22,7 +22,7 @@ from noria.contracts.stage import Inward
 from noria.contracts.trace import Attempt, ExchangeRow
 from noria.dialects.upstream import refusal
 from noria.gateway.constraint import allowed
-from noria.gateway.limits import Limits
+from noria.gateway.limits import Claim, Limits
 from noria.gateway.router import NORIA_FIELDS, Router
 from noria.journeys.prompt import House, Parts
 from noria.observe.account import Account
@@ -97,12 +97,15 @@ class Preparing:
         """See `House`."""
         return with_fields(self._house.parts(x), router=cast("Router", self), cache=None, memory=None)
 
-    def close(self, x: Exchange, account: Account) -> ExchangeRow:
+    def close(self, x: Exchange, account: Account, claim: Claim | None = None) -> ExchangeRow:
         """Not recorded, except where it was refused."""
         if self.prepared is None:
-            return self._house.close(x, account)
+            return self._house.close(x, account, claim)
         self._house.drop(x)
-        return account.row(x, worker="", config="")
+        row = account.row(x, worker="", config="")
+        if claim is not None:
+            claim.settle(row.cost_nanousd, row.usage)
+        return row
 
     async def send(self, x: Exchange, gate: object, account: Account, began: int) -> ModelReply:  # noqa: ARG002  as a router
         """In the router's place. Raises `RequestError` where the endpoint computes outside of the line's regions."""
@@ -137,9 +140,9 @@ class Finishing:
         """See `House`."""
         return with_fields(self._house.parts(x), router=cast("Router", self), cache=None, memory=None)
 
-    def close(self, x: Exchange, account: Account) -> ExchangeRow:
+    def close(self, x: Exchange, account: Account, claim: Claim | None = None) -> ExchangeRow:
         """See `House`."""
-        return self._house.close(x, account)
+        return self._house.close(x, account, claim)
 
     async def send(self, x: Exchange, gate: object, account: Account, began: int) -> ModelReply:  # noqa: ARG002  as a router
         """In the router's place: what the batch API answered."""

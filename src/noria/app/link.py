@@ -131,9 +131,9 @@ class Link:
             raise StoreError(f"The keeper answered {status} to {method} {path.partition('?')[0]}.", code="keeper_error")
         return answer
 
-    async def snapshot(self, after: str, wait: float) -> Delivery | None:
-        """The snapshot in force where its hash is not `after`; waits up to `wait` seconds for one."""
-        answer = await self._ask("GET", "/internal/snapshot?" + urlencode({"after": after, "wait": wait}))
+    async def snapshot(self, after: str, wait: float, worker: str) -> Delivery | None:
+        """The snapshot in force where its hash is not `after`, which this `worker` serves; waits up to `wait` seconds for one."""
+        answer = await self._ask("GET", "/internal/snapshot?" + urlencode({"after": after, "wait": wait, "worker": worker}))
         return msgspec.msgpack.decode(answer, type=Delivery) if answer else None
 
     async def load(self, tenant: str, key_id: str, conversation: str) -> tuple[Message, ...]:

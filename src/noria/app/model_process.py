@@ -195,11 +195,11 @@ def _launch(options: argparse.Namespace, home: Path, status: Path) -> Launch:
 def _whole(home: Path, ids: Sequence[str]) -> tuple[tuple[Adapter, ...], dict[str, str]]:
     """The adapters whose files are as they were signed, and why the others are not loaded."""
     found, refused = [], {}
-    for id in ids:
+    for name in ids:
         try:
-            found.append(Adapter(id, artifact.path_of(home, id, kind="adapter_gguf")))
+            found.append(Adapter(name, artifact.path_of(home, name, kind="adapter_gguf")))
         except NoriaError as e:
-            refused[id] = e.text
+            refused[name] = e.text
             print(e.text, file=sys.stderr, flush=True)  # noqa: T201  # stderr is this process's log
     return tuple(found), refused
 

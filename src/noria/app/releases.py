@@ -27,7 +27,7 @@ from noria.release import artifact, catalogue
 from noria.release.registry import Added, Parts, derive, differences
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
-ADAPTER, MODEL = "adapter_gguf", "model_gguf"
+ADAPTER, MODEL, TINY = "adapter_gguf", "model_gguf", "tiny_model"
 PRODUCTION = "production"
 
 
@@ -39,7 +39,7 @@ class Wish(msgspec.Struct, frozen=True):
     name: str
     by: str
     model: str = ""
-    """A name under `models`, an installed model, or the id of an artifact `model_gguf`."""
+    """A name under `models`, an installed model, or the id of an artifact `model_gguf` or `tiny_model`."""
     adapter: str = ""
     """The id of an artifact `adapter_gguf`, put upon the parent's local model."""
     scale: float | None = None
@@ -198,14 +198,14 @@ class Releases:
     async def verify(self, app: str, name: str) -> dict[str, str]:
         """Each artifact that a release serves: empty where it is whole and signed, else why it is refused."""
         release = await self.get(app, name)
-        return await asyncio.to_thread(lambda: {a: _refusal(self._home, a) for a in _artifacts(self._home, release)})
+        return await asyncio.to_thread(lambda: {a: _refusal(self._home, a) for a in artifacts_of(self._home, release)})
 
     async def unreferenced(self) -> list[Artifact]:
         """Artifacts that no release serves, nor any installed model."""
         known, _ = await self._known()
         releases = [r for app in self._apps().values() for r in app.releases.values()]
         releases += [a.release for of in known.added.values() for a in of.values() if not a.retired_ns]
-        used = {a for r in releases for a in _artifacts(self._home, r)}
+        used = {a for r in releases for a in artifacts_of(self._home, r)}
         used |= {m.source for m in catalogue.installed(self._home).values() if m.source.startswith("a1:")}
         return await asyncio.to_thread(artifact.unreferenced, self._home, used, now_ns=time.time_ns())
 
@@ -232,6 +232,8 @@ class Releases:
 
     def _model(self, now: Endpoint, name: str) -> Endpoint:
         """An endpoint: of noria.yaml, an installed model, or a model that is an artifact, which is installed by this."""
+        if name.startswith("a1:") and artifact.manifest_of(self._home, name).kind == TINY:
+            return _tiny(self._home, name)
         if name.startswith("a1:"):
             name = install(self._home, name, context=now.context).id
         else:
@@ -343,9 +345,22 @@ def install(home: Path, id: str, *, context: int | None = None) -> catalogue.Man
     return catalogue.add_artifact(home, f"a1-{id[3:19]}", path, made=made, context=window)
 
 
-def _artifacts(home: Path, release: Release) -> list[str]:
-    """Artifacts that a release serves: adapters, and models that were installed from one."""
-    found = [str(e.options["adapter"]) for e in release.route if e.options.get("adapter")]
+def _tiny(home: Path, id: str) -> Endpoint:
+    """The endpoint of a classifier that is an artifact; it is served from where it lies."""
+    path, made = artifact.path_of(home, id, kind=TINY), artifact.manifest_of(home, id)
+    sha = artifact.weights_of(made).sha256
+    options = {"artifact": id, "file": str(path.absolute()), "sha256": sha}
+    return Endpoint(f"tiny+{id[3:11]}", "tiny", f"tiny-{sha[:8]}", options=options, digests={"weights": f"sha256:{sha}"})
+
+
+def digest_of(home: Path, id: str) -> str:
+    """What pins the file that is loaded of an artifact."""
+    return f"sha256:{artifact.weights_of(artifact.manifest_of(home, id)).sha256}"
+
+
+def artifacts_of(home: Path, release: Release) -> list[str]:
+    """Artifacts that a release serves: adapters, classifiers, and models that were installed from one."""
+    found = [str(e.options[k]) for e in release.route for k in ("adapter", "artifact") if e.options.get(k)]
     for e in release.route:
         if e.provider == "local" and e.model.startswith("a1-"):
             try:

@@ -22,16 +22,20 @@ from noria.app.registry import Registry, put
 from noria.contracts.error import Conflict, NoriaError, NotFound, RequestError, StoreError, Unavailable
 from noria.contracts.port import TraceStore, Write
 from noria.contracts.release import App, Endpoint, Snapshot
-from noria.contracts.rollout import Decision, Finding, Rollout, RolloutPolicy, State
+from noria.contracts.rollout import Decision, Finding, Look, Rollout, RolloutPolicy, State
 from noria.contracts.trace import Clause
 from noria.gateway.admit import PINNED
 from noria.kit.ids import uuid7
-from noria.release.rollout import Seen, Tally, decide
+from noria.release import gate
+from noria.release.rollout import Seen, Tally, decide, known_by
 
 log = logging.getLogger("noria.rollouts")
 
-ROLLOUT, OPEN, DECISION = "rollout", "rollout_open", "decision"
-"""Record kinds: rollouts by id; the one that an app has under way, by app; decisions other than to hold, `<rollout>|000001`."""
+ROLLOUT, OPEN, DECISION, LOOK = "rollout", "rollout_open", "decision", "rollout_look"
+"""Record kinds: rollouts by id; the one that an app has under way, by app; decisions other than to hold, `<rollout>|000001`; what
+was known meanwhile, `<rollout>|<judged answers of the candidate>`."""
+GROWN = 1.1
+"""What is known is kept each time that there are so many times the judged answers: a hundred records to 20,000 of them."""
 UNDER_WAY: frozenset[State] = frozenset({"running", "paused", "inconclusive"})
 TRIES = 5
 """Of a person's decision, where the rollout changes meanwhile."""
@@ -47,6 +51,9 @@ _COUNTED = {"ok": True, "blocked": True, "error": False}
 Scores = Callable[[str, str, str, int], Awaitable[tuple[int, float]]]
 """(app, metric, release id, since ns) → how many answers of the release from then on are judged, and the sum of their scores in
 [0, 1]; exchanges that asked for a release by name left out."""
+
+Asked = Callable[[str, str], Awaitable[tuple[Finding, ...]]]
+"""(app, candidate) → findings of what is asked of every candidate (`app.gates`)."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -77,6 +84,8 @@ class Rollouts:
         self._traces = traces
         self._current = current
         self._unready = unready
+        self.asked: Asked | None = None
+        """What is asked of every candidate, from whoever knows the files that it serves."""
         self.scores: Scores | None = None
         """Judged answers, from whoever keeps feedback."""
         self._news = asyncio.Event()
@@ -84,6 +93,8 @@ class Rollouts:
         self._latest: dict[str, Decision] = {}
         self._looked: dict[str, tuple[Seen, int]] = {}
         """What the latest look saw, of which version of the rollout."""
+        self._kept: dict[str, int] = {}
+        """Judged answers of the candidate when what was known was kept last, by rollout."""
 
     # -- what is asked ------------------------------------------------------------------------------
 
@@ -110,6 +121,12 @@ class Rollouts:
         if rollout.state in UNDER_WAY and latest is not None and latest.action == "hold":
             found.append(latest)
         return found
+
+    async def looks(self, rollout: Rollout) -> list[Look]:
+        """What was known as the answers came in, oldest first."""
+        begin = f"{rollout.id}|"
+        found = await self._registry.records.scan(self._registry.tenant, LOOK, after=begin, limit=1000)
+        return [msgspec.msgpack.decode(r.value, type=Look) for r in found if r.id.startswith(begin)]
 
     async def declared_policy(self, app: str) -> RolloutPolicy:
         """The policy that the file declares for an app, else the default one."""
@@ -159,7 +176,9 @@ class Rollouts:
             if candidate is None or (name, candidate.id) in past or app.weights.get(canary.candidate, 0.0) > 0:
                 continue
             try:
-                await self.start(Plan(name, canary.candidate, "file", canary.policy))
+                findings = await self.asked(name, canary.candidate) if self.asked is not None else ()
+                passed = gate.verdict(findings) == "pass"
+                await self.start(Plan(name, canary.candidate, "file", canary.policy, findings, passed))
             except NoriaError as e:
                 log.warning("the rollout of %s does not begin: %s", name, e.text)
 
@@ -259,12 +278,22 @@ class Rollouts:
             return
         decision = await asyncio.to_thread(decide, rollout, seen, now)  # an estimate may take a second: the keeper has callers
         self._looked[rollout.id] = (seen, version)
+        if seen.candidate.judged > GROWN * self._kept.get(rollout.id, 0) or decision.action != "hold":
+            await self._keep(rollout, seen, now)
         if rollout.state != "running" and decision.action != "roll_back":  # a person has the word; harm acts all the same
             decision = replace(decision, action="hold")
         if decision.action == "hold":
             self._latest[rollout.id] = decision
             return
         await self._carry_out(rollout, version, decision, "keeper")
+
+    async def _keep(self, rollout: Rollout, seen: Seen, now: int) -> None:
+        """For the picture of how it became sure; kept once for each number of answers."""
+        judged = seen.candidate.judged
+        look = await asyncio.to_thread(known_by, rollout, seen, now)
+        kept = put(LOOK, f"{rollout.id}|{judged:09d}", look)
+        await self._registry.records.commit(self._registry.tenant, [kept], quiet=True)
+        self._kept[rollout.id] = judged
 
     async def _begin(self, rollout: Rollout, version: int) -> None:
         """The first share, once the candidate can answer."""
@@ -314,6 +343,8 @@ class Rollouts:
         await self._registry.change(writes, (kind, actor, _target(rollout), detail))
         self._latest.pop(rollout.id, None)
         self._looked.pop(rollout.id, None)
+        if ended:
+            self._kept.pop(rollout.id, None)
         log.info("%s of %s: %s. %s", rollout.candidate, rollout.app, state, decision.says)
 
     async def _opening(self, app: str, id: str) -> Write:

@@ -19,8 +19,11 @@ from noria.app.evaluating import Evaluations
 from noria.app.house import identify
 from noria.app.keeper import Keeper, Stores
 from noria.app.link import APPLIED
+from noria.app.model_process import adapter_of
 from noria.app.otlp import Push
 from noria.app.pricing import priced
+from noria.app.refreshes import Refreshes
+from noria.app.releases import digest_of
 from noria.app.sharing import SharedAnswers
 from noria.app.supervisor import Operate, Plan
 from noria.app.training import Trainings
@@ -78,6 +81,7 @@ def define(loaded: Loaded) -> Definition:
         file_limit=settings.files.max_size,
         public_url=settings.serve.public_url or "",
         suites=suites(settings.suites),
+        refreshes={n: a.refresh.model_dump(exclude_unset=True) for n, a in settings.apps.items() if a.refresh},
         rollouts={n: Canary(a.rollout.canary, a.rollout.policy()) for n, a in settings.apps.items() if a.rollout},
     )
 
@@ -101,14 +105,19 @@ def _content(rule: GuardRule) -> GuardRule:
 
 
 def _pinned(endpoint: Endpoint) -> Endpoint:
-    """A local model's endpoint with the digests and the window of the files that serve it."""
-    if endpoint.provider != "local":
-        return endpoint
+    """A local model's endpoint with the digests and the window of the files that serve it; a classifier's that is an artifact, too."""
     try:
+        if endpoint.provider == "tiny" and "artifact" in endpoint.options:
+            return replace(endpoint, digests={"weights": digest_of(home(), str(endpoint.options["artifact"]))})
+        if endpoint.provider != "local":
+            return endpoint
         manifest = catalogue.manifest_of(home(), endpoint.model)
+        digests = dict(catalogue.digests(home(), endpoint.model))
+        if adapter := adapter_of(endpoint):
+            digests["adapter"] = digest_of(home(), adapter)
     except NotFound:
         return endpoint
-    return replace(endpoint, digests=catalogue.digests(home(), endpoint.model), context=endpoint.context or manifest.context)
+    return replace(endpoint, digests=digests, context=endpoint.context or manifest.context)
 
 
 def plan(loaded: Loaded, config: Path | None, *, port: int | None, workers: int | None) -> tuple[Plan, list[str]]:
@@ -164,6 +173,8 @@ async def open_keeper(here: Path, config: Path | None) -> Keeper:
         )  # fmt: skip
         keeper.trainings = Trainings(here, keeper.tenant, runner, keeper.datasets, keeper.note)
         keeper.trainings.settings = loaded.settings.train
+        keeper.refreshes = Refreshes(keeper, runner)
+        keeper.drift.opens = keeper.refreshes.alert
     if loaded.settings.metrics.otlp is not None:
         keeper.push = Push(here, loaded.settings.metrics.otlp)
     stored = await stored_definition(stores.records, keeper.tenant)

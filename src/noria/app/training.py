@@ -21,9 +21,9 @@ from noria.adapt import job as folder_of_job
 from noria.adapt import memory
 from noria.app.datasets import Datasets
 from noria.contracts.dataset import Row
-from noria.contracts.error import NotFound, RequestError
+from noria.contracts.error import Conflict, NotFound, RequestError
 from noria.contracts.port import JobRunner
-from noria.contracts.training import Lora, Progress, Schedule, TrainingJob, TrainingResult
+from noria.contracts.training import Checked, Lora, Progress, Schedule, TrainingJob, TrainingResult
 from noria.kit.atomic import write_whole
 from noria.kit.ids import uuid7
 from noria.kit.memory import available
@@ -35,6 +35,8 @@ NUMBER = "train_"
 """Begins the id of a job."""
 PAGE = 1000
 """Rows read at once."""
+MOST_LINES = 2000
+"""Lines of progress given out at once; of more, every so many-th step."""
 State = Literal["waiting", "running", "done", "failed", "lost", "stopped"]
 Note = Callable[[str, str, str, dict[str, Any]], Awaitable[None]]
 """(kind, actor, target, detail): keeps an event."""
@@ -57,6 +59,8 @@ class Wish(msgspec.Struct, frozen=True):
     seed: int = 0
     memory: int = 0
     outputs: tuple[Literal["adapter_gguf", "merged_f16", "merged_q8_0", "merged_q4_k_m"], ...] = ("adapter_gguf",)
+    id: str = ""
+    """A UUID: the job's id after `train_`. The same again means the job that is there."""
 
 
 class _Meta(msgspec.Struct, frozen=True):
@@ -84,6 +88,8 @@ class Shown(msgspec.Struct, frozen=True):
     progress: tuple[Progress, ...] = ()
     next: int = 0
     result: TrainingResult | None = None
+    checked: tuple[Checked, ...] = ()
+    """Of its files: whether they answer as the trained model does."""
     reason: str = ""
     """Why it failed, and what to do."""
     folder: str = ""
@@ -102,6 +108,8 @@ class Trainings:
 
     async def start(self, wish: Wish, actor: str) -> Shown:
         """Begin a job. Raises `RequestError` where it cannot be (no rows, too little memory), before anything is written."""
+        if wish.id and (self._folder(NUMBER + wish.id) / META).exists():
+            return await self.show(NUMBER + wish.id)
         name, _, version_id = wish.dataset.partition("@")
         by_id = wish.dataset.startswith("d1:")
         version = await self._datasets.find(self._tenant, "" if by_id else name, wish.dataset if by_id else version_id)
@@ -126,6 +134,8 @@ class Trainings:
             await asyncio.to_thread(folder_of_job.write, folder, job, files)
             await asyncio.to_thread(_write_meta, folder, meta)
             await self._run(job, meta)
+        except Conflict:
+            return await self.show(job.id)  # two calls with one id: the other one was faster, with the same files
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
@@ -157,6 +167,9 @@ class Trainings:
 
     async def show(self, id: str, after: int = 0) -> Shown:
         """A job with its progress from byte `after` of its file on."""
+        return await self._look(id, after)
+
+    async def _look(self, id: str, after: int | None) -> Shown:
         folder = self._folder(id)
         job = await asyncio.to_thread(folder_of_job.job_of, folder)
         if job is None:
@@ -166,9 +179,9 @@ class Trainings:
         return await asyncio.to_thread(_shown, folder, job, meta, run.state if run else "lost", after)
 
     async def several(self) -> list[Shown]:
-        """Every job, newest first, without the lines of progress."""
+        """Every job, newest first, without the lines of progress; of the losses the first and the last."""
         names = sorted((p.parent.name for p in self._root.glob(f"{NUMBER}*/{META}")), reverse=True)
-        return [msgspec.structs.replace(await self.show(name), progress=()) for name in names]
+        return [_brief(await self._look(name, None)) for name in names]
 
     @property
     def _root(self) -> Path:
@@ -200,7 +213,7 @@ class Trainings:
             manifest = catalogue.verify(self._home, wish.base)
             weights, sha256 = catalogue.weights(self._home, wish.base), manifest.files[0].sha256
         return TrainingJob(
-            id=NUMBER + uuid7(), method=wish.method, base=wish.base if wish.method != "tiny" else "", weights=str(weights),
+            id=NUMBER + (wish.id or uuid7()), method=wish.method, base=wish.base if wish.method != "tiny" else "", weights=str(weights),
             weights_sha256=sha256, dataset=version, train="train.jsonl", validation="validation.jsonl" if held_out else "",
             system=wish.system, lora=wish.lora, schedule=wish.schedule, seed=wish.seed, threads=self.settings.threads,
             memory_limit=wish.memory or self.settings.memory, outputs=wish.outputs, cache=str(self._home / "cache"),
@@ -240,16 +253,32 @@ def _longest_answer(rows: list[tuple[str, Row]]) -> int:
     return max(len((row.answer or row.label).encode()) + 4 for _, row in rows)
 
 
-def _shown(folder: Path, job: TrainingJob, meta: _Meta, run: str, after: int) -> Shown:
-    lines, place = folder_of_job.progress_of(folder, after)
-    latest = lines or folder_of_job.progress_of(folder)[0]
+def _brief(shown: Shown) -> Shown:
+    if shown.result is None or len(shown.result.loss) < 2:
+        return shown
+    ends = (shown.result.loss[0], shown.result.loss[-1])
+    return msgspec.structs.replace(shown, result=msgspec.structs.replace(shown.result, loss=ends))
+
+
+def _thinned(lines: list[Progress]) -> tuple[Progress, ...]:
+    """At most about `MOST_LINES`: every line that begins a phase, the last one, and every so many-th of the others."""
+    every = -(-len(lines) // MOST_LINES)
+    if every <= 1:
+        return tuple(lines)
+    last = len(lines) - 1
+    return tuple(p for i, p in enumerate(lines) if i in (0, last) or i % every == 0 or p.phase != lines[i - 1].phase)
+
+
+def _shown(folder: Path, job: TrainingJob, meta: _Meta, run: str, after: int | None) -> Shown:
+    lines, place = ([], 0) if after is None else folder_of_job.progress_of(folder, after)
+    latest = lines[-1] if lines else folder_of_job.latest_of(folder)
     shown = partial(
         Shown, id=job.id, job=job, created_ns=meta.created_ns, attempt=meta.attempt, predicted_bytes=meta.predicted,
-        now=latest[-1] if latest else None, progress=tuple(lines), next=place, folder=str(folder),
+        now=latest, progress=_thinned(lines), next=place, folder=str(folder),
     )  # fmt: skip
     result = folder_of_job.result_of(folder)
     if result is not None:
-        return shown(state="done", result=result)
+        return shown(state="done", result=result, checked=folder_of_job.checked_of(folder))
     if run in ("waiting", "running"):
         return shown(state="running" if run == "running" else "waiting")
     if meta.stopped:

@@ -209,6 +209,8 @@ class Treasury:
             await self.level()  # what they had finished comes first: an orphan's row must not stand in for a real one
         for left in dead:
             await self._bury(left)
+        if dead:
+            files = slots.every(self._folder)  # anew: a worker that began meanwhile may hold something already
         for holder in self.bank.known() - {f.holder for f in files}:
             self.bank.ended(holder)
         return len(dead)

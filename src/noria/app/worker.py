@@ -21,7 +21,7 @@ from noria.contracts.batch import Ticket
 from noria.contracts.error import ConfigError, NoriaError, StoreError
 from noria.contracts.release import Snapshot
 from noria.contracts.trace import ExchangeRow
-from noria.gateway.limits import Limits
+from noria.gateway.limits import Claim, Limits
 from noria.gateway.probed import apply
 from noria.gateway.ticket import verify, verify_pass
 from noria.govern.access import Sessions, admin_token
@@ -34,8 +34,8 @@ from noria.observe.trace import encode
 
 log = logging.getLogger("noria.worker")
 
-FIRST_RETRY, LAST_RETRY = 0.1, 2.0
-"""Seconds between attempts to reach a keeper that is away."""
+FIRST_RETRY, LAST_RETRY = 0.05, 0.2
+"""Seconds between attempts to reach a keeper that is away: an attempt costs little, and whoever starts Noria waits for it."""
 WORTH_A_WORD = 2.0
 """Seconds for which a keeper may be away without a line in the log: at a start, or a restart, it always is for a moment."""
 
@@ -57,6 +57,8 @@ class Worker:
         self.link = Link(home)
         self.spool = SpoolWriter(home / "spool", self.name)
         self._rows: list[bytes] = []
+        self._claims: list[tuple[Claim, ExchangeRow]] = []
+        """What the exchanges of `_rows` have set aside."""
         self.lines: set[str] = set()
         """Lines of batches in work (`batch_…/7`)."""
         self.journal = Journal(home / "batches", self.name)
@@ -115,6 +117,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._sharing.close()
+        self._write()
         await self.limits.give_back()
         self._write()
         await asyncio.to_thread(self.spool.close)
@@ -145,11 +148,13 @@ class Worker:
     def _known_app(self, app: str) -> bool:
         return self.house is not None and (app in self.house.snapshot.apps or app in self.house.snapshot.embedders)
 
-    def _record(self, row: ExchangeRow) -> None:
+    def _record(self, row: ExchangeRow, claim: Claim | None) -> None:
         """Into the page cache before the last byte of the answer leaves: at once for a stream, whose bytes leave at any
         time; for a whole answer with all others of this turn of the event loop, behind which answers leave (`promise`).
         """
         self._rows.append(encode(row))
+        if claim is not None:
+            self._claims.append((claim, row))
         if row.stream:
             self._write()
         elif len(self._rows) == 1:
@@ -158,7 +163,10 @@ class Worker:
     def _write(self) -> None:
         if self._rows:
             rows, self._rows = self._rows, []
+            claims, self._claims = self._claims, []
             self.spool.extend(rows)
+            for claim, row in claims:  # not before: what is paid must be in the ledger, or under way (`gateway.budget`)
+                claim.settle(row.cost_nanousd, row.usage)
 
     async def _follow(self) -> None:
         """Take each new snapshot from the keeper; while it is away, ask again at growing intervals and say so once."""
@@ -166,7 +174,7 @@ class Worker:
         while True:
             try:
                 after = self.house.snapshot.hash if self.house and self._subject_key else ""
-                found = await self.link.snapshot(after, 20.0)
+                found = await self.link.snapshot(after, 20.0, self.name)
                 if found is not None:
                     self._subject_key = found.subject_key
                     tenants = dict.fromkeys(k.tenant for k in found.snapshot.keys.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
@@ -27,9 +26,6 @@ def command() -> None:
 def _run(main: Coroutine[Any, Any, None]) -> None:
     import uvloop
 
-    # Nothing on the way of a request makes reference cycles, and what a batch or a burst holds for a moment is
-    # thousands of objects: with the default of 700, a third of the keeper's time went into looking through them.
-    gc.set_threshold(50_000, 20, 20)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)
 

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from noria.cli.service import call, emit
+from noria.kit.atomic import write_whole
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 WHY = click.option("--why", default="", help="The reason; it is kept with the decision.")
@@ -106,6 +107,24 @@ def create(app: str, *, prompt: Path | None, params: tuple[str, ...], as_json: b
 
 @command.command()
 @click.argument("app")
+@click.argument("name", default="production")
+@click.option("--write", is_flag=True, help="Put it into noria.yaml; comments stay. Look at `noria plan` afterwards.")
+@JSON
+def export(app: str, name: str, *, write: bool, as_json: bool) -> None:
+    """A release of APP that a refresh or a person made, as noria.yaml would have it. NAME: by default what serves now."""
+    found = call("GET", "/api/releases/export?" + urlencode({"app": app, "name": name}))
+    if write:
+        write_whole(Path(found["path"]), found["text"].encode(), mode=Path(found["path"]).stat().st_mode & 0o777)
+    if as_json:
+        emit(found)
+    elif write:
+        click.echo(f"{found['name']} ({found['id'][:11]}) stands in {found['path']} now.")
+    else:
+        click.echo(found["added"], nl=False)
+
+
+@command.command()
+@click.argument("app")
 @click.argument("name")
 @WHY
 @JSON
@@ -157,18 +176,22 @@ def verify(app: str, name: str, as_json: bool) -> None:
 @click.option("--max-regression", type=float, help="The drop that must be excluded before it is promoted.")
 @click.option("--min-answers", type=int, help="Judged answers that each step needs.")
 @click.option("--alpha", type=float, help="How often it may be wrong.")
+@click.option("--waive", metavar="WHY", help="Begin it though its gate refuses it; the reason is kept.")
 @click.option("--wait", is_flag=True, help="Follow it to its end; exit 1 unless it was promoted.")
 @JSON
-def rollout(app: str, candidate: str, *, steps: str | None, wait: bool, as_json: bool, **policy: Any) -> None:
-    """Bring CANDIDATE into service, step by step, as long as its answers are no worse."""
+def rollout(
+    app: str, candidate: str, *, steps: str | None, waive: str | None, wait: bool, as_json: bool, **policy: Any
+) -> None:
+    """Bring CANDIDATE into service, step by step, as long as its answers are no worse. Exit 1 where its gate refuses it."""
     given = {k: v for k, v in policy.items() if v is not None}
     if steps:
         given["steps"] = [float(s) for s in steps.split(",")]
-    made = call("POST", "/api/rollouts", {"app": app, "candidate": candidate, "policy": given})
+    body = {"app": app, "candidate": candidate, "policy": given}
+    made = call("POST", "/api/rollouts", body | ({"waive": {"why": waive}} if waive is not None else {}))
     if wait:
         made = _followed(made, quiet=as_json)
     emit(made) if as_json else _story(made)
-    if wait and made["state"] != "promoted":
+    if made["state"] == "rejected" or (wait and made["state"] != "promoted"):
         raise click.exceptions.Exit(1)
 
 

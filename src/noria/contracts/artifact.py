@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+FINGERPRINT = "fingerprint.json"
+"""The file of an artifact that says what must stand in the trained file beside it (`contracts.training.Fingerprint`)."""
+
 
 class File(msgspec.Struct, frozen=True):
     """One file of an artifact."""
@@ -23,7 +26,7 @@ class Artifact(msgspec.Struct, frozen=True):
     inputs: dict[str, str] = {}
     """What it was made from: `dataset` → `d1:…`, `base` → sha256, `job` → id, …"""
     facts: dict[str, str] = {}
-    """What a server must know: base model, scale, template and tokenizer digests."""
+    """What a server must know: `base`, `scale`, `context`; `prompt`: the digest of the system prompt that it was trained with."""
     made_ns: int = 0
     signer: str = ""
     """Ed25519 public key, hex."""

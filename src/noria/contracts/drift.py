@@ -27,8 +27,6 @@ class DriftPolicy(msgspec.Struct, frozen=True):
     """How large a change must be: `low` asks for twice the usual effect, `high` for half of it."""
     calm: int = 2
     """Reports in a row without drift after which an alert is over."""
-    refresh: bool = False
-    """Whether an alert opens a Refresh."""
 
 
 class Windows(msgspec.Struct, frozen=True):

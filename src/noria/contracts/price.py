@@ -35,7 +35,7 @@ class Tier(msgspec.Struct, frozen=True):
     reasoning: float | None = None
 
 
-class Price(msgspec.Struct, frozen=True):
+class Price(msgspec.Struct, frozen=True, cache_hash=True):
     """US dollars per million tokens. An absent price is unknown, which is not free; an absent class costs what the
     class costs that it is part of.
     """

@@ -154,6 +154,10 @@ class App(msgspec.Struct, frozen=True):
     """Environments (`staging`) → release name: what `model: "support@staging"` asks for. Live state, as `weights`."""
 
 
+KEY_PREFIX = "nk-"
+"""How the text of every key begins."""
+
+
 class Key(msgspec.Struct, frozen=True):
     """An API key as the workers see it: by its hash, never by its text."""
 

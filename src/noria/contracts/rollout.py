@@ -15,13 +15,16 @@ Verdict = Literal["pass", "fail", "inconclusive"]
 class GateRule(msgspec.Struct, frozen=True):
     """One declared threshold. What is not declared is not asked."""
 
-    kind: Literal["quality", "latency", "cost", "leak", "equivalence", "signature"]
+    kind: Literal["quality", "latency", "cost", "leak", "equivalence", "dataset", "signature", "files", "pins"]
+    """The last three are asked of every candidate, declared or not."""
     metric: str = ""
     suite: str = ""
     margin: float = 0.0
     """quality: the candidate may be worse by less than this (non-inferiority, absolute)."""
     ratio: float = 0.0
     """latency, cost: at most so many times the current release's; equivalence: least agreement."""
+    version: str = ""
+    """dataset: the version that the candidate must have been trained on."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -96,3 +99,20 @@ class Decision(msgspec.Struct, frozen=True):
     says: str
     evidence: dict[str, Any]
     """Counts of both arms, the estimate, the always-valid interval, the e-value."""
+
+
+class Look(msgspec.Struct, frozen=True):
+    """What was known of a rollout at one time, for whoever wants to see how it became sure. Decisions are not made on it."""
+
+    at_ns: int
+    step: int
+    stable_judged: int
+    stable_mean: float
+    judged: int
+    """Answers of the candidate that were judged since it began."""
+    mean: float
+    low: float
+    high: float
+    """Always-valid interval of the candidate's mean minus the current release's, at the policy's alpha."""
+    harm: float
+    """E-value."""

@@ -109,6 +109,24 @@ class Answered(msgspec.Struct, frozen=True):
     expected: str
 
 
+class Checked(msgspec.Struct, frozen=True):
+    """`checked-<file>.json`: what came of comparing a served file with the trained model, last."""
+
+    file: str
+    at_ns: int
+    equivalent: bool | None
+    """None where there were too few rows to tell."""
+    rows: int = 0
+    agreement: float | None = None
+    """Share of answers that are the same; None where what is written in the file was refused before it was asked."""
+    trained_accuracy: float | None = None
+    served_accuracy: float | None = None
+    threshold: float | None = None
+    code: str = ""
+    says: str = ""
+    """Why it was refused."""
+
+
 class Fingerprint(msgspec.Struct, frozen=True):
     """`fingerprint.json`: what must stand in every file that is served in the trained model's place."""
 

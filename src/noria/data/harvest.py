@@ -69,6 +69,15 @@ def row_of(asked: Asked, detect: Detect) -> Row | Rejection:
     return row if row.answer or row.label else _no(asked, "no_answer")
 
 
+def judged(asked: Asked, row: Row) -> Row | Rejection:
+    """The row of an exchange with what a person said of it, and nothing else: where that is a label alone, the model's own answer is
+    no truth beside it.
+    """
+    if not any(j.kind in ("correction", "label") for j in asked.feedback):
+        return _no(asked, "not_judged")
+    return replace(row, answer="") if row.label and row.source.release else row
+
+
 def _latest(asked: Asked, kind: str) -> str:
     return next((j.text for j in reversed(asked.feedback) if j.kind == kind), "")
 

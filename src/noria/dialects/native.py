@@ -33,8 +33,12 @@ class Reader(Protocol):
 
     id: str
     model: str
-    finish_reason: str
     done: bool
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the answer ended; empty where it has not."""
+        ...
 
     @property
     def final(self) -> bool:

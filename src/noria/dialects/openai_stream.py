@@ -12,7 +12,7 @@ import msgspec
 
 from noria.contracts.exchange import Usage
 from noria.dialects.openai_answer import at_tier, read_usage
-from noria.dialects.sse import FrameSplitter, data_of, marked
+from noria.dialects.sse import FrameSplitter, data_of, frame_end, marked
 
 DONE = b"data: [DONE]\n\n"
 
@@ -111,9 +111,12 @@ def _given(raw: msgspec.Raw | None) -> bool:
     return raw is not None and raw is not _NOTHING and bytes(raw) != b"null"
 
 
-_MARKS = (b'finish_reason":"', b'finish_reason": "', b'"usage":{', b'"usage": {', b'"error"', b"DONE]")
-"""In the frames that tell something new once content has come: a field that is not null, or the end. Quotes inside a text
-are escaped, so that no answer looks like one."""
+_MARKS = (b'_tokens"',)
+"""In the frames that tell something new once content has come: what was used. Quotes inside a text are escaped, so that no
+answer looks like one."""
+_LAST = b"DONE]"
+_ENDED = (b'finish_reason":"', b'finish_reason": "')
+"""In the frames that end a choice."""
 
 
 class StreamReader:
@@ -122,18 +125,19 @@ class StreamReader:
     `content_frames` approximates the number of output tokens where the upstream sends no usage.
     """
 
-    __slots__ = ("_read", "_skimmed", "done", "error", "final", "finish_reason", "id", "model", "usage")
+    __slots__ = ("_finish", "_looked", "_read", "_skimmed", "done", "error", "final", "id", "model", "usage")
 
     def __init__(self) -> None:
         self.id = ""
         self.model = ""
-        self.finish_reason = ""
-        """Of the first choice that ended."""
+        self._finish = ""
+        self._looked = 0
         self.usage: Usage | None = None
         self.final = False
         """Whether `usage` is that of the whole answer: it came with the end of a choice, or after it."""
         self._read = 0
         self._skimmed: list[tuple[bytes, int, int]] = []
+        """What was passed over; the first `_looked` of them have been looked through for the end of a choice."""
         self.done = False
         """Whether `[DONE]` has come."""
         self.error: bytes | None = None
@@ -149,9 +153,18 @@ class StreamReader:
         """Frames with content so far; those passed over are counted only now."""
         return self._read + sum(block.count(b"\n\n", start, stop) for block, start, stop in self._skimmed)
 
+    @property
+    def finish_reason(self) -> str:
+        """Of the first choice that ended. Frames that were passed over are looked through only now, and once."""
+        while not self._finish and self._looked < len(self._skimmed):
+            self._finish = _ending(*self._skimmed[self._looked])
+            self._looked += 1
+        return self._finish
+
     def skim(self, block: bytes, start: int) -> int:
         """Pass over frames of mere content: where the next one begins that must be read."""
-        stop = marked(block, start, _MARKS)
+        marks = _MARKS if b"\r" not in block else _MARKS + _ENDED  # `_ending` knows no other line ends than LF
+        stop = marked(block, start, marks, _LAST)
         if stop > start:
             self.pass_over(block, start, stop)
         return stop
@@ -174,8 +187,8 @@ class StreamReader:
         if _carries(chunk):
             kind = CONTENT
             self._read += 1
-            if not self.finish_reason:
-                self.finish_reason = next((str(c.finish_reason) for c in chunk.choices or () if c.finish_reason), "")
+            if (reason := _reason(chunk)) and not self.finish_reason:
+                self._finish = reason
         if _given(chunk.usage):
             self.usage = at_tier(read_usage(chunk.usage), chunk.service_tier) or self.usage
             self.final = self.final or not chunk.choices or bool(self.finish_reason)
@@ -184,6 +197,27 @@ class StreamReader:
         if _given(chunk.error):
             self.error = bytes(chunk.error)
         return kind
+
+
+def _reason(chunk: _Chunk) -> str:
+    """Why a choice ends with this chunk; empty where none does."""
+    for c in chunk.choices or ():
+        if c.finish_reason:
+            return str(c.finish_reason)
+    return ""
+
+
+def _ending(block: bytes, start: int, stop: int) -> str:
+    """The reason by which the first choice ends in a part of a block; empty where none does."""
+    for mark in _ENDED:
+        at = start
+        while (found := block.find(mark, at, stop)) >= 0:
+            before = block.rfind(b"\n\n", start, found)
+            at = frame_end(block, found)
+            chunk = _chunk_of(block[start if before < 0 else before + 2 : at])
+            if chunk is not None and (reason := _reason(chunk)):
+                return reason
+    return ""
 
 
 def assemble(stream: bytes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import msgspec
 
 from noria.contracts.error import UpstreamError
 from noria.contracts.stage import Sink
-from noria.dialects.openai_stream import StreamReader, error_of, is_content, is_done
+from noria.dialects.openai_stream import DONE, StreamReader, error_of
 from noria.dialects.sse import FrameSplitter, frame_end, marked
 from noria.kit.http_client import (
     BadResponse,
@@ -42,7 +42,7 @@ _AUTH = (401, 402, 403)
 
 def kept_headers(headers: Headers) -> tuple[tuple[str, str], ...]:
     """The upstream headers worth keeping: request id, processing time, rate limits. Never cookies."""
-    return tuple((name, value) for name, value in headers if name in _KEPT or name.startswith(_KEPT_PREFIXES))
+    return tuple([(name, value) for name, value in headers if name in _KEPT or name.startswith(_KEPT_PREFIXES)])
 
 
 def header(headers: Headers, name: str) -> str:
@@ -184,37 +184,54 @@ class Tap(Protocol):
         ...
 
 
-_MARKS = (b"DONE]", b'"error"')
+_ERROR = (b'"error"',)
 _TAIL = 16 * 1024
 """Bytes of the end of a stream in which its last `finish_reason` is looked for."""
+_BLOCKS = 64
+"""Reads that are kept whole for it: cutting them to size each time would cost more than all else."""
 
 
 class OpenAITap:
     """Frames of an OpenAI-compatible stream, each with its original bytes; an error frame ends it.
 
-    Decoding stops at the first content frame: after it, one search a read finds the frames that may end the stream.
+    Decoding stops at the first content frame: after it, one search a read finds the frames that may be errors.
     """
 
     def __init__(self, who: str) -> None:
         self._who = who
         self._splitter = FrameSplitter()
-        self._tail = b""
-        self._done = False
+        self._reader = StreamReader()
+        """Has read the frames as far as the first with content."""
+        self._blocks: list[bytes] = []
         self.started = False
         self.failure: UpstreamError | None = None
-        self.id = ""
+
+    @property
+    def id(self) -> str:
+        """The answer's id, once it is known."""
+        return self._reader.id
 
     @property
     def complete(self) -> bool:
         """`[DONE]` has come, or, for vendors that leave it out, a `finish_reason` near the end."""
-        return self._done or self._reader(FrameSplitter().feed(self._tail)).finish_reason != ""
+        tail = self._tail()
+        if tail.endswith(DONE):
+            return True
+        reader = StreamReader()
+        for frame in reversed(FrameSplitter().feed(tail)):
+            reader.read(frame)
+            if reader.done or reader.finish_reason:
+                return True
+        return False
 
     def feed(self, data: bytes) -> bytes:
         """As `Tap.feed`."""
         block = self._splitter.block(data)
-        self._tail = (self._tail + block)[-_TAIL:] if len(block) < _TAIL else block[-_TAIL:]
+        self._blocks.append(block)
+        if len(self._blocks) > _BLOCKS:
+            self._blocks = [self._tail()]
         at = 0
-        while (at := at if not self.started else marked(block, at, _MARKS)) < len(block):
+        while (at := at if not self.started else marked(block, at, _ERROR)) < len(block):
             end = frame_end(block, at)
             if not self._look(block[at:end]):
                 return block[:at]
@@ -226,25 +243,27 @@ class OpenAITap:
         rest = self._splitter.rest()
         if not rest.strip() or not self._look(rest):
             return b""
-        return rest if rest.endswith((b"\n\n", b"\r\r")) else rest.rstrip(b"\r\n") + b"\n\n"
+        whole = rest if rest.endswith((b"\n\n", b"\r\r")) else rest.rstrip(b"\r\n") + b"\n\n"
+        self._blocks.append(whole)
+        return whole
 
     def _look(self, frame: bytes) -> bool:
         """Take note of a frame; whether it may pass."""
-        if is_done(frame):
-            self._done = True
-        elif (error := error_of(frame)) is not None:
+        if (error := error_of(frame)) is not None:
             self.failure = stream_refusal(error, who=self._who, started=self.started)
             return False
-        elif not self.started:
-            self.id = self.id or self._reader([frame]).id
-            self.started = is_content(frame)
+        if not self.started:
+            self._reader.read(frame)
+            self.started = self._reader.started
         return True
 
-    def _reader(self, frames: list[bytes]) -> StreamReader:
-        reader = StreamReader()
-        for frame in frames:
-            reader.read(frame)
-        return reader
+    def _tail(self) -> bytes:
+        """The end of what has come, `_TAIL` bytes where there are as many."""
+        size, found = 0, len(self._blocks)
+        while found and size < _TAIL:
+            found -= 1
+            size += len(self._blocks[found])
+        return b"".join(self._blocks[found:])[-_TAIL:]
 
 
 class Reading(Protocol):

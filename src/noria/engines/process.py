@@ -3,12 +3,14 @@
 `<folder>/<tenant>/<id>/` holds `start.json` (what to run), `lock`, `running.json`, `output` (stdout and stderr) and, at
 the end, `exit.json`. Beside each job a keeper process (`python -m noria.engines.process <that folder>`) starts it in a
 process group of its own, waits for it and writes the exit code whole, whoever else has died meanwhile. The keeper
-holds an `flock` for as long as it lives: no lock and no `exit.json` means that the job is `lost`.
+holds an `flock` for as long as it lives: no lock and no `exit.json` means that the job is `lost`. A job dies with its keeper, so
+that one which is begun again in the same folder is alone there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import fcntl
 import os
 import signal
@@ -17,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -27,6 +30,7 @@ import msgspec
 from noria.contracts.error import ConfigError, Conflict, StoreError
 from noria.contracts.port import Engine, JobRunner, JobState
 from noria.kit.atomic import write_whole
+from noria.kit.orphan import PR_SET_PDEATHSIG
 
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL."""
@@ -204,7 +208,10 @@ def keep(job: Path) -> None:
     os.set_inheritable(_LOCK_FD, False)
     start = msgspec.json.decode((job / "start.json").read_bytes(), type=Start)
     try:
-        process = subprocess.Popen(start.argv, cwd=start.folder, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            start.argv, cwd=start.folder, stdin=subprocess.DEVNULL, start_new_session=True,
+            preexec_fn=partial(_die_with, os.getpid()),  # noqa: PLW1509  there are no threads in this process
+        )  # fmt: skip
     except (OSError, ValueError) as e:
         write_whole(job / "exit.json", msgspec.json.encode(Exit(127, f"It could not be started: {e}")))
         return
@@ -218,6 +225,13 @@ def keep(job: Path) -> None:
     if code and not detail:
         detail = f"It ended by signal {-code}." if code < 0 else f"It ended with exit code {code}; see {job / 'output'}."
     write_whole(job / "exit.json", msgspec.json.encode(Exit(code, detail)))
+
+
+def _die_with(parent: int) -> None:
+    """SIGKILL for this process where its parent dies (prctl(2); it survives execve)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(125)
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

@@ -56,7 +56,7 @@ _WORDS = {
     "interval": ("95 % interval", "95 % 区间"),
     "method": ("Method", "方法"),
 }
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--bg:#fbfaf7;--ink:#1d2321;--dim:#5d6763;--line:#dcdad2;--card:#fff;--s0:#0f6b66;--s1:#b5541c;--s2:#5a4fa2;
 --s3:#8a7413;--s4:#a8325e;--s5:#3c6e2f;--s6:#4a5a6a;--wrong:#b5541c}
 @media(prefers-color-scheme:dark){:root{--bg:#141817;--ink:#e6e9e6;--dim:#9aa6a1;--line:#323a37;--card:#1b201f;--s0:#4fc0b5;--s1:#f09a5e;
@@ -94,7 +94,7 @@ def page(reports: Sequence[Report], *, lang: str = "en") -> str:
     code = "zh-CN" if lang == "zh" else "en"
     return (
         f'<!doctype html>\n<html lang="{code}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'
-        f'initial-scale=1"><title>{escape(title)}</title><style>{_STYLE}{_colours(len(reports))}</style></head>'
+        f'initial-scale=1"><title>{escape(title)}</title><style>{STYLE}{_colours(len(reports))}</style></head>'
         f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
 

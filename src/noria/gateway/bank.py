@@ -1,9 +1,10 @@
 """The keeper's side of leases: who holds what, and the counters put right from the ledger.
 
 The counter of an account is an upper bound of the truth at every moment: it rises before a worker learns of its grant and
-falls after the worker has given back. What makes it too high (a worker killed with a slice, an answer lost, a keeper killed
-between two steps) is found by `rebuild`: spent according to the ledger, plus what living workers hold. The ledger is read
-after each worker's report has been followed by everything that its spool held then, so nothing is missed between the two.
+falls after the worker has given back. It is what living workers have taken, and what others spent: workers that died, the
+keeper itself. What makes it wrong (a worker killed with a slice, an answer lost, a keeper killed between two steps) is found by
+`mend`: others spent what the ledger says less what living workers say to have paid. At most that, where the workers spoke before
+the ledger was read (and everything that their spools held then); at least that, where they spoke after it.
 
 Counters that several nodes share are not rebuilt: a node's ledger is not the whole of it. There each node vouches for the
 places that its workers hold (`Tenure`), and what a dead worker had of a minute or of a budget ends with its window.
@@ -28,6 +29,8 @@ PATIENCE = 40
 """Looks, of 20 ms each, for workers that have not told yet what they hold to a keeper that has just begun."""
 REST_NS = 10_000_000_000
 """Least time between two rebuilds of one account that a refusal asks for."""
+TOLD_NS = 3_000_000_000
+"""Time within which every living worker has told what it had paid: each does so every second."""
 
 
 class Ledger(Protocol):
@@ -77,8 +80,10 @@ class Bank:
         self._complete: set[str] = set()
         """Holders that have told all they hold since this keeper began."""
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
-        self._stale: dict[tuple[str, str], None] = {}
-        """Accounts whose counter may be too high, in order of discovery."""
+        self._stale: dict[tuple[str, str], int] = {}
+        """Accounts whose counter may be wrong, in order of discovery, and when to look (ns)."""
+        self._read: dict[tuple[str, str], tuple[int, int]] = {}
+        """What the ledger said of an account, and when."""
         self._sound: dict[tuple[str, str], int] = {}
         """When each account was last put right."""
         self._expires: dict[tuple[str, str], int] = {}
@@ -102,7 +107,7 @@ class Bank:
             amount, total = await self._grant(key, want)
             held.taken += amount
         if not amount and key in self._sound and self._clock.now_ns() - self._sound[key] > REST_NS:
-            self._stale[key] = None
+            self._stale.setdefault(key, 0)
         return Grant(amount, max(0, want.ceiling - total), max(0, total - self.reserved(key)))
 
     async def _meet(self, key: tuple[str, str], expires_ns: int) -> None:
@@ -119,10 +124,12 @@ class Bank:
                     await asyncio.sleep(0.02)
                 else:
                     raise StoreError("The keeper has just begun and does not know yet what is held.", code="keeper_begins")
-                await self._set(key, at_least=(await self._ledger.spent(*key) or 0) + self.reserved(key), expires_ns=expires_ns)
+                spent, held = await self._ledger.spent(*key) or 0, self._holders(key).values()
+                least = sum(h.taken for h in held) + max(0, spent - sum(h.paid for h in held))
+                await self._set(key, at_least=least, expires_ns=expires_ns)
                 await self._counters.take(*known, want=1, least=1, ceiling=1, expires_ns=expires_ns, now_ns=now)
             self._sound[key] = 0
-            self._stale[key] = None
+            self._stale[key] = 0
         self._expires[key] = expires_ns
 
     async def _grant(self, key: tuple[str, str], want: Want) -> tuple[int, int]:
@@ -161,12 +168,11 @@ class Bank:
 
     def reserved(self, key: tuple[str, str]) -> int:
         """What living workers hold of an account and have not paid with: free, or set aside for exchanges under way."""
-        return sum(max(0, h.taken - h.paid) for accounts in self._held.values() if (h := accounts.get(key)) is not None)
+        return sum(max(0, h.taken - h.paid) for h in self._holders(key).values())
 
     def leases(self, tenant: str, account: str) -> dict[str, Held]:
         """What each living worker of this node has taken of an account, and paid, as of its last word."""
-        key = (tenant, account)
-        return {holder: h for holder, accounts in self._held.items() if (h := accounts.get(key)) is not None and h.taken}
+        return {holder: h for holder, h in self._holders((tenant, account)).items() if h.taken}
 
     def met(self, tenant: str, account: str) -> bool:
         """Whether a worker of this node has asked for some of an account since this keeper began."""
@@ -204,52 +210,67 @@ class Bank:
 
     def ended(self, holder: str) -> None:
         """A worker is dead, and what it had under way is in the ledger: what it held is nobody's."""
-        for key in self._held.pop(holder, {}):
-            self._stale[key] = None
+        # where this keeper is younger than the worker was, it may have held any account
+        for key in (*self._held.pop(holder, {}), *self._sound):
+            self._stale[key] = 0
+            self._read.pop(key, None)  # it was not read after the worker's last word
         self._complete.discard(holder)
-        for key in self._sound:  # where this keeper is younger than the worker was, it may have held any account
-            self._stale.setdefault(key, None)
 
     async def mend(self, most: int = 50) -> int:
         """Rebuild accounts that may be wrong, oldest suspicion first; how many. Raises `StoreError`."""
         if not self._rebuilds or not self._stale:
             return 0
-        keys = list(self._stale)[:most]
-        if self._silent():
+        now = self._clock.now_ns()
+        keys = [key for key, at in self._stale.items() if at <= now][:most]
+        if not keys or self._silent():
             return 0
-        paid = {key: {holder: h.paid for holder, a in self._held.items() if (h := a.get(key)) is not None} for key in keys}
+        paid = {key: {holder: h.paid for holder, h in self._holders(key).items()} for key in keys}
         await self._ledger.level()
         for key in keys:
-            await self._rebuild(key, paid[key])
-            self._stale.pop(key, None)
+            if await self._rebuild(key, paid[key]):
+                self._stale.pop(key, None)
+            else:
+                self._stale[key] = self._clock.now_ns() + TOLD_NS
         return len(keys)
 
-    async def _rebuild(self, key: tuple[str, str], paid: dict[str, int]) -> None:
-        """`paid` is what each living holder had paid, by a report older than the ledger's last row: so that nothing that
-        was paid lies between the two, and what was paid since is counted twice rather than not at all.
+    async def _rebuild(self, key: tuple[str, str], before: dict[str, int]) -> bool:
+        """Whether the account is sound now; else the counter may still be too low, which only a later look can tell.
+
+        `before` is what each living holder had paid, by reports older than the ledger's last row: what was paid since is
+        counted twice rather than not at all. What was paid beyond what was taken is a debt that its holder will take
+        yet (`Slice.tick`): it must not be counted here, or it would be counted twice for good.
         """
         spent = await self._ledger.spent(*key)
         async with self._lock(key):
             if spent is None and not key[1].startswith(PERMITS):
-                return
-            held = sum(
-                max(0, h.taken - paid.get(holder, 0))
-                for holder, accounts in self._held.items()
-                if (h := accounts.get(key)) is not None
-            )
-            await self._set(key, at_most=(spent or 0) + held, at_least=spent or 0, expires_ns=self._expires.get(key, 0))
-            self._sound[key] = self._clock.now_ns()
+                return True
+            spent, now, held = spent or 0, self._clock.now_ns(), self._holders(key)
+            taken = sum(h.taken for h in held.values())
+            most = max(0, taken + spent - sum(before.get(holder, 0) for holder in held))
+            read, at = self._read.get(key, (0, now)) if held else (spent, now - TOLD_NS)
+            sound = at <= now - TOLD_NS
+            least = taken + max(0, read - sum(h.paid for h in held.values())) if sound else 0
+            await self._set(key, at_most=most, at_least=min(least, most), expires_ns=self._expires.get(key, 0))
+            if sound or key not in self._read:
+                self._read[key] = (spent, now)
+            self._sound[key] = now
             self.rebuilt += 1
+            return sound
+
+    def _holders(self, key: tuple[str, str]) -> dict[str, Held]:
+        return {holder: h for holder, accounts in self._held.items() if (h := accounts.get(key)) is not None}
 
     def suspect(self, tenant: str) -> None:
         """Look at every budget of a tenant again."""
-        self._stale |= {key: None for key in self._sound if key[0] == tenant}
+        for key in self._sound:
+            if key[0] == tenant:
+                self._stale.setdefault(key, 0)
 
     def sweep(self) -> None:
         """Forget accounts whose window is long over."""
         now = self._clock.now_ns()
         for key in [k for k, at in self._expires.items() if at and at <= now]:
-            for known in (self._expires, self._sound, self._stale, *self._held.values()):
+            for known in (self._expires, self._sound, self._stale, self._read, *self._held.values()):
                 known.pop(key, None)  # type: ignore[attr-defined]  # dicts of several kinds
             if not self._locks[key].locked():
                 del self._locks[key]

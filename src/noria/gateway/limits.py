@@ -139,10 +139,12 @@ class Place(NamedTuple):
 class Claim:
     """An exchange's place in the limits, and the money set aside for it; settled exactly once."""
 
-    __slots__ = ("bound", "gates", "money", "plan", "tokens")
+    __slots__ = ("bound", "gates", "money", "plan", "tokens", "unchecked")
 
     def __init__(self, plan: tuple[Purse, ...]) -> None:
         self.plan = plan
+        self.unchecked: tuple[str, ...] = ()
+        """The limits that it was let through without: the keeper was away."""
         self.gates: list[Gate] | None = []
         """Those it has entered."""
         self.tokens: list[Slice] = []
@@ -153,6 +155,13 @@ class Claim:
     def amount(self) -> int | None:
         """Nano-dollars set aside under budgets; None where no budget applies."""
         return self.money.amount if self.money is not None else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What its trace must say of how it was let in."""
+        return [
+            f"The rate limit {name!r} was not checked: the keeper did not answer." for name in dict.fromkeys(self.unchecked)
+        ]
 
     def settle(self, cost: int | None, usage: Usage) -> None:
         """Pay, free the rest, leave. Later calls do nothing. Never waits, never raises."""
@@ -231,6 +240,8 @@ class Limits:
                     now = self._clock.now_ns()
                 if place is not None:
                     entered.append(place)
+                else:
+                    self._let_through(claim, gate)
             done = True
         finally:
             if not done:
@@ -292,6 +303,10 @@ class Limits:
         gates = {f"limit:{g.limit.id}": (g.evaluated, g.acted) for gates in self._by_scope.values() for g in gates}
         return gates | self.budgets.policies()
 
+    def _let_through(self, claim: Claim, gate: Gate) -> None:
+        self.unchecked += 1
+        claim.unchecked = (*claim.unchecked, gate.limit.id)
+
     def _refused(self, gate: Gate) -> None:
         self.acted += 1
         gate.acted += 1
@@ -305,7 +320,6 @@ class Limits:
             if line is not None and (place := await line.wait(priority_of(x), gate.limit.queue_seconds)):
                 return place
         except StoreError:
-            self.unchecked += 1
             return None
         except LimitExceeded as full:
             self._refused(gate)
@@ -331,7 +345,7 @@ class Limits:
                     self._refused(gate)
                     raise refusal(gate, self._clock.now_ns(), tokens=amount)
             except StoreError:
-                self.unchecked += 1
+                self._let_through(claim, gate)
                 continue
             if tokens.low(now):
                 tokens.renew(now)

@@ -111,7 +111,7 @@ class Relay:
 
     async def carry(self, sending: Coroutine[Any, Any, ModelReply]) -> ModelReply:
         """Wait for the model; ends at once with the error that an outward stage raised meanwhile."""
-        task = self._task = asyncio.current_task()
+        task = self._task = asyncio.current_task() if self._x.stream else None  # a whole answer is looked at once it is there
         if self._x.stream:
             loop = asyncio.get_running_loop()
             self._alarm = loop.call_later(STILL, self._still, loop)

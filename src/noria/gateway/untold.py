@@ -48,6 +48,7 @@ _NOT_SAID = frozenset(
 """Keys whose strings are no words of the model's, or its words a second time."""
 _BEGUN, _ENDED = "response.output_item.added", "response.output_item.done"
 _HOSTED = ("web_search_options", "plugins", "search_parameters")
+_OFFERS = frozenset({*_HOSTED, "tools"})
 _NOTHING = (b"null", b"[]")
 _GARBAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -114,7 +115,11 @@ def ran_unseen(x: Exchange, dialect: Dialect, endpoint: Endpoint | None) -> bool
     """Whether the endpoint was offered tools that it runs itself and bills by the piece, in a protocol that does not count them."""
     if dialect != "openai" or endpoint is None or endpoint.provider != "openai_compatible":
         return False
-    if endpoint.model.endswith(":online") or any(bytes(x.body.get(name, b"null")) not in _NOTHING for name in _HOSTED):
+    if endpoint.model.endswith(":online"):
+        return True
+    if _OFFERS.isdisjoint(x.body):
+        return False
+    if any(bytes(x.body.get(name, b"null")) not in _NOTHING for name in _HOSTED):
         return True
     listed = _decoded(bytes(x.body.get("tools", b"null")))
     return any(isinstance(t, dict) and t.get("type", "function") not in ("function", "custom") for t in listed or ())

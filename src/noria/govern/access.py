@@ -18,10 +18,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from noria.contracts.error import RequestError, StoreError, boundary
-from noria.contracts.release import Key
+from noria.contracts.release import KEY_PREFIX, Key
 from noria.kit.ids import digest, uuid7
 
-KEY_PREFIX = "nk-"
 MOST_FORMER = 4
 """Replaced texts of one key that may still work."""
 SESSION_NS = 12 * 3600 * 1_000_000_000

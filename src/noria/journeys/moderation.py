@@ -16,7 +16,7 @@ from noria.contracts.trace import ExchangeRow
 from noria.contracts.verdict import Action, Ruling, Verdict
 from noria.dialects.openai_error import error_answer
 from noria.dialects.openai_moderation import Found, write_moderation
-from noria.gateway.limits import Limits
+from noria.gateway.limits import Claim, Limits
 from noria.observe.account import Account
 
 LONG = 4_000
@@ -39,7 +39,7 @@ class ModerationHouse(Protocol):
         """See `journeys.prompt.House`."""
         ...
 
-    def close(self, x: Exchange, account: Account, /) -> ExchangeRow:
+    def close(self, x: Exchange, account: Account, claim: Claim | None = None, /) -> ExchangeRow:
         """See `journeys.prompt.House`."""
         ...
 
@@ -62,9 +62,7 @@ async def moderate(x: Exchange, house: ModerationHouse, out: Outlet, texts: Sequ
         account.status = 499
         raise
     finally:
-        row = house.close(replace(x, authorization=""), account)
-        if claim is not None:
-            claim.settle(row.cost_nanousd, row.usage)
+        house.close(replace(x, authorization=""), account, claim)
     headers: list[tuple[str, str]] = []
     status = 200
     if isinstance(account.error, NoriaError):

@@ -23,7 +23,7 @@ from noria.dialects.native import recorded
 from noria.dialects.openai import write_messages, write_request
 from noria.gateway.cache import Recall
 from noria.gateway.dialect import without_native
-from noria.gateway.limits import Limits
+from noria.gateway.limits import Claim, Limits
 from noria.gateway.relay import Relay
 from noria.gateway.router import Router
 from noria.observe.account import Account
@@ -94,8 +94,10 @@ class House(Protocol):
         """The stages of the release that `x` was given."""
         ...
 
-    def close(self, x: Exchange, account: Account, /) -> ExchangeRow:
-        """Append the exchange's row to the spool and count it; never raises, never waits."""
+    def close(self, x: Exchange, account: Account, claim: Claim | None = None, /) -> ExchangeRow:
+        """Append the exchange's row to the spool and count it; `claim` is settled once the row is there, so that a crash
+        between loses nothing. Never raises, never waits.
+        """
         ...
 
 
@@ -149,9 +151,7 @@ async def answer(x: Exchange, house: House, out: Outlet) -> None:
             account.request = recorded(sent.dialect, sent.native, sent.subject)
         if turn is not None:
             turn.close(account)
-        row = house.close(x, account)
-        if claim is not None:
-            claim.settle(row.cost_nanousd, row.usage)  # once the row is in the spool: a crash between loses nothing
+        row = house.close(x, account, claim)
     relay.end(row)
 
 

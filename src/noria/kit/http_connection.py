@@ -139,6 +139,7 @@ class ClientConnection(asyncio.Protocol):
         "_status",
         "_time",
         "deadline",
+        "on_body",
         "received",
         "total",
         "transport",
@@ -151,6 +152,9 @@ class ClientConnection(asyncio.Protocol):
         self._pool = pool
         self._time = loop.time
         self._idle = pool.timing.idle
+        self._parts: list[bytes] = []
+        self.on_body = self._parts.append
+        """Called by httptools: a server may frame each token of a stream, so that pieces of one read are only gathered."""
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._future: asyncio.Future[Answer] | None = None
         self._on_head: OnHead | None = None
@@ -172,7 +176,7 @@ class ClientConnection(asyncio.Protocol):
         self._fed = 0
         self._body: bytes | bytearray = b""
         self._sink: Sink | None = None
-        self._parts: list[bytes] = []
+        self._parts.clear()
         self._complete = False
         self._reusable = False
         self.received = False
@@ -207,6 +211,10 @@ class ClientConnection(asyncio.Protocol):
     def usable(self) -> bool:
         """Whether a call may start."""
         return self._parser is not None and not self.transport.is_closing()
+
+    def rest(self, seconds: float) -> None:
+        """Wait for a call, so long at most."""
+        self.deadline = self._time() + seconds
 
     def hold(self) -> None:
         """Stop reading, and the idle clock."""
@@ -337,22 +345,6 @@ class ClientConnection(asyncio.Protocol):
             if self._sink is not None and self._coding():
                 raise BadResponse(f"the server sent content-encoding {self._coding()!r}, which a relay cannot pass on")
 
-    def on_body(self, part: bytes) -> None:
-        """A piece of the body."""
-        if self._sink is not None:
-            self._parts.append(part)
-            return
-        self._size += len(part)
-        if self._size > self._pool.timing.max_body:
-            raise self._body_too_large()
-        if not self._body:
-            self._body = part
-        elif isinstance(self._body, bytearray):
-            self._body += part
-        else:
-            self._body = bytearray(self._body)
-            self._body += part
-
     def on_message_complete(self) -> None:
         """The answer is whole, or it was an interim one."""
         if self._headed:
@@ -366,15 +358,33 @@ class ClientConnection(asyncio.Protocol):
 
     # ── within ──
 
-    def _deliver(self) -> NoriaError | None:
-        """Hand over what one read brought, in one piece: a server may frame each token, and each write costs a system call."""
-        parts, self._parts = self._parts, []
-        if self._sink is None or self._future is None:
+    def _deliver(self) -> Exception | None:
+        """Hand over what one read brought, in one piece: each piece of its own would cost the caller a system call."""
+        parts = self._parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        if self._future is None:
             return None
+        if self._sink is None:
+            return self._gather(data)
         try:
-            self._sink(parts[0] if len(parts) == 1 else b"".join(parts))
+            self._sink(data)
         except NoriaError as e:
             return e
+        return None
+
+    def _gather(self, data: bytes) -> BadResponse | None:
+        """The next bytes of a body that is wanted whole; one piece stays as it is, several are joined in one growing buffer."""
+        self._size += len(data)
+        if self._size > self._pool.timing.max_body:
+            return self._body_too_large()
+        if not self._body:
+            self._body = data
+        elif isinstance(self._body, bytearray):
+            self._body += data
+        else:
+            self._body = bytearray(self._body)
+            self._body += data
         return None
 
     def _finish(self) -> None:
@@ -414,8 +424,11 @@ class ClientConnection(asyncio.Protocol):
         return plain
 
     def _coding(self) -> str:
-        coding = next((v for k, v in self._headers if k == "content-encoding"), "").lower()
-        return "" if coding == "identity" else coding
+        for name, value in self._headers:
+            if name == "content-encoding":
+                coding = value.lower()
+                return "" if coding == "identity" else coding
+        return ""
 
     def _delimited_by_close(self) -> bool:
         return self._headed and not any(k in ("content-length", "transfer-encoding") for k, _ in self._headers)

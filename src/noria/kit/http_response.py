@@ -30,6 +30,10 @@ class Wire(Protocol):
         """Whether this connection takes no further request."""
         ...
 
+    def later(self, flush: Callable[[], None]) -> None:
+        """Call `flush` once everything that is ready now has run."""
+        ...
+
     def finished(self, response: Response) -> None:
         """`response` is complete: go on, or close."""
         ...
@@ -206,11 +210,11 @@ class Response:
         return head
 
     def _put(self, data: bytes, size: int) -> None:
-        # uvloop's transport makes one system call a write; a turn of the loop often brings several frames.
+        # uvloop's transport makes one system call a write; a turn of the loop often brings several frames, or the end as well.
         pending = self._pending
         self.sent += size
         if not pending:
-            self._wire.loop.call_soon(self._flush)
+            self._wire.later(self._flush)
         pending.append(data)
         if size >= _COPY:
             self._flush()

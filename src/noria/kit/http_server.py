@@ -166,6 +166,10 @@ class HttpProtocol(asyncio.Protocol):
         """Whether the server is going away."""
         return self._server.draining
 
+    def later(self, flush: Callable[[], None]) -> None:
+        """See `HttpServer.later`."""
+        self._server.later(flush)
+
     def finished(self, response: Response) -> None:
         """The answer is complete: close, or take the next request."""
         self._server.bytes_out += response.sent
@@ -350,6 +354,7 @@ class HttpServer:
         timeouts = (limits.header_timeout, limits.body_timeout, limits.idle_timeout, limits.write_timeout, limits.linger)
         self._sweep = Sweep(min(timeouts) / 4, self._check)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._later: list[Callable[[], None]] = []
 
     @property
     def connections(self) -> int:
@@ -417,6 +422,20 @@ class HttpServer:
             self._renew_date()
             self._sweep.start(self._loop)
         return len(self._connections)
+
+    def later(self, flush: Callable[[], None]) -> None:
+        """Call `flush` once everything that is ready now has run: an answer whose last bytes came with its end, and whose task
+        is woken by it, then leaves by one system call.
+        """
+        assert self._loop is not None
+        self._later.append(flush)
+        if len(self._later) == 1:
+            self._loop.call_soon(self._loop.call_soon, self._flush)
+
+    def _flush(self) -> None:
+        waiting, self._later = self._later, []
+        for flush in waiting:
+            flush()
 
     def forget(self, connection: HttpProtocol) -> None:
         """A connection has closed."""

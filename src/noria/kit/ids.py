@@ -9,6 +9,8 @@ from typing import Any
 from blake3 import blake3
 
 _HEX = "0123456789abcdef"
+_VARIANT = {digit: "89ab"[i % 4] for i, digit in enumerate(_HEX)}
+"""RFC 9562 §4.1: the two highest bits of the 17th hex digit are 10."""
 _pool = b""
 _used = 0
 _TAIL = (1 << 74) - 1
@@ -39,7 +41,8 @@ def uuid7(now_ns: int | None = None) -> str:
     """
     global _last  # noqa: PLW0603  the last id is what the next one must exceed
     if now_ns is not None:
-        return _uuid7(now_ns // 1_000_000, int.from_bytes(random_bytes(10), "big") & _TAIL)
+        h = f"{now_ns // 1_000_000 & 0xFFFFFFFFFFFF:012x}{random_bytes(10).hex()}"
+        return f"{h[:8]}-{h[8:12]}-7{h[13:16]}-{_VARIANT[h[16]]}{h[17:20]}-{h[20:]}"
     ms = time.time_ns() // 1_000_000
     if ms > _last[0]:
         _last = (ms, int.from_bytes(random_bytes(10), "big") & _TAIL >> 1)  # the top bit is room to rise

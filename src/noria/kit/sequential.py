@@ -17,11 +17,10 @@ favourable pair of means is at most the product at the true pair, hence an e-pro
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
-import numpy as np
-
-_STEPS = np.array([0.01, 0.02, 0.035, 0.06, 0.1, 0.15, 0.25, 0.45])
+_STEPS = (0.01, 0.02, 0.035, 0.06, 0.1, 0.15, 0.25, 0.45)
 """How far from the claimed mean the alternatives lie, on the scale of the mean's own spread (see `_alternatives`)."""
 _MEANS = 241
 """Claimed means that are looked at; between the two best ones the least favourable is sought again."""
@@ -47,6 +46,8 @@ def evidence_of_drop(base: Arm, other: Arm, margin: float = 0.0) -> float:
 
     It may be computed after every score. Raises ValueError where sums are outside of [0, n].
     """
+    import numpy as np
+
     _check(base)
     _check(other)
     return float(np.exp(_least(base, other, -margin, below=True)))
@@ -56,7 +57,7 @@ def interval(base: Arm, other: Arm, alpha: float = 0.05) -> tuple[float, float]:
     """Bounds of mean(other) - mean(base) that hold at all times together with probability at least 1 - alpha."""
     _check(base)
     _check(other)
-    wanted = float(np.log(2 / alpha))
+    wanted = math.log(2 / alpha)
     return _lower(base, other, wanted), -_lower(other, base, wanted)
 
 
@@ -76,6 +77,8 @@ def _least(base: Arm, other: Arm, d: float, *, below: bool) -> float:
 
     `below`: against other - base >= d, else against other - base <= d.
     """
+    import numpy as np
+
     low, high = max(0.0, -d) + _EDGE, min(1.0, 1.0 - d) - _EDGE
     if low >= high:
         return 0.0
@@ -91,6 +94,8 @@ def _least(base: Arm, other: Arm, d: float, *, below: bool) -> float:
 
 def _log_evidence(arm: Arm, means: Any, *, below: bool) -> Any:
     """Log e-value against "the mean is at least m" (`below`) or "at most m", for each m."""
+    import numpy as np
+
     claimed = np.clip(means, _EDGE, 1 - _EDGE)[:, None]
     other = _alternatives(claimed, below=below)
     rest = arm.n - arm.total
@@ -102,6 +107,8 @@ def _log_evidence(arm: Arm, means: Any, *, below: bool) -> Any:
 
 def _alternatives(claimed: Any, *, below: bool) -> Any:
     """Means on the other side of the claimed one; equally far apart for a mean near 0 or 1 as in the middle (arcsine scale)."""
+    import numpy as np
+
     angle = np.arcsin(np.sqrt(claimed))
     moved = np.clip(angle - _STEPS if below else angle + _STEPS, 1e-4, np.pi / 2 - 1e-4)
     other = np.sin(moved) ** 2

@@ -374,7 +374,7 @@ class SpoolReader:
             while offset < size:
                 if room[0] <= 0 or room[1] <= 0:
                     return offset, False
-                window = os.pread(file.fileno(), _window(file.fileno(), offset, size), offset)
+                window = os.pread(file.fileno(), _window(file.fileno(), offset, size, room[1]), offset)
                 step = self._parse(window, records, room)
                 offset += step
                 if step == 0:
@@ -411,11 +411,11 @@ def _end(window: bytes, at: int) -> int | None:
     return end
 
 
-def _window(fd: int, offset: int, size: int) -> int:
-    """How much to read at once: a chunk, or the next record where that is longer."""
+def _window(fd: int, offset: int, size: int, room: int) -> int:
+    """How much to read at once: a chunk, or what may still be taken, or the next record where that is longer."""
     head = os.pread(fd, _FRAME.size, offset)
     length = _FRAME.unpack(head)[0] if len(head) == _FRAME.size else 0
-    return int(min(size - offset, max(_CHUNK, length + _FRAME.size if length <= RECORD_LIMIT else 0)))
+    return int(min(size - offset, max(min(_CHUNK, room), length + _FRAME.size if length <= RECORD_LIMIT else 0)))
 
 
 def _resync(fd: int, offset: int, size: int) -> int:

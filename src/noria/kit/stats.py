@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-import numpy as np
-
 _NORMAL = NormalDist()
 RESAMPLES = 2000
 
@@ -93,6 +91,8 @@ def bootstrap(
     `values` has n rows (n, ) or (n, k). `statistic` takes resampled rows of shape (m, n) or (m, n, k) and gives m figures.
     A single row, or rows that are all the same, give an interval of no width, which says nothing about the next row.
     """
+    import numpy as np
+
     rows = np.asarray(values, dtype=float)
     n = len(rows)
     if n == 0:
@@ -117,6 +117,8 @@ def bootstrap(
 
 def paired_p(differences: Sequence[float] | Any, *, resamples: int = 10_000, seed: int = 0) -> float:
     """Two-sided p of "the mean difference is 0", by flipping signs at random (Fisher 1935); never below 1 / (resamples + 1)."""
+    import numpy as np
+
     d = np.asarray(differences, dtype=float)
     if not len(d) or not d.any():
         return 1.0

@@ -29,7 +29,7 @@ Told = Callable[[list[ExchangeRow]], None]
 
 T = TypeVar("T")
 
-BATCH_BYTES = 8 * 1024 * 1024
+BATCH_BYTES = 16 * 1024 * 1024
 """Payload bytes that one batch takes from the spool (one larger record is a batch of its own)."""
 PIECE_BYTES = 1024 * 1024
 """Payload bytes that are read at once: they are held twice until they are decoded."""

@@ -30,6 +30,8 @@ class TinyOptions(Options, frozen=True, forbid_unknown_fields=True):
     """Path of the model file (`tiny.model` of a training job)."""
     sha256: str = ""
     """What the file must be; any is served where this is empty."""
+    artifact: str = ""
+    """The artifact that the file is of, where it is of one (`noria release artifacts`)."""
 
 
 class Tiny(Provider):

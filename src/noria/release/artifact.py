@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from noria.contracts.artifact import Artifact, File
+from noria.contracts.artifact import FINGERPRINT, Artifact, File
 from noria.contracts.error import NoriaError, NotFound, RequestError, StoreError, boundary
 from noria.kit.atomic import STAGING, staged, sync_folder, write_whole
 from noria.kit.fetch import hash_of
@@ -233,11 +233,16 @@ def verify(home: Path, id: str, *, anew: bool = False) -> Artifact:
 
 
 def path_of(home: Path, id: str, *, kind: str = "") -> Path:
-    """The first file of a checked artifact, which must be of `kind` where that is given."""
+    """What is loaded of a checked artifact (`weights_of`), which must be of `kind` where that is given."""
     artifact = verify(home, id)
     if kind and artifact.kind != kind:
         raise RequestError(f"The artifact {short(id)} is of kind {artifact.kind}, not {kind}.", code="wrong_artifact")
-    return folder(home, id) / artifact.files[0].name
+    return folder(home, id) / weights_of(artifact).name
+
+
+def weights_of(artifact: Artifact) -> File:
+    """The file that is loaded: the first that is no fingerprint of another."""
+    return next((f for f in artifact.files if f.name != FINGERPRINT), artifact.files[0])
 
 
 def short(id: str) -> str:

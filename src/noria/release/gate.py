@@ -14,6 +14,8 @@ from noria.contracts.rollout import Finding, GateRule, Verdict
 T = TypeVar("T")
 EQUIVALENCE_ITEMS = 20
 """Fewer compared answers say nothing of whether two engines agree."""
+ALWAYS = (GateRule("signature"), GateRule("files"), GateRule("pins"))
+"""Asked of every candidate: whether it is what it says it is. Whoever keeps the registry gathers the evidence, no caller."""
 
 
 class Equivalence(msgspec.Struct, frozen=True):
@@ -29,6 +31,10 @@ class Leak(msgspec.Struct, frozen=True):
     leaked: int
     checked: int
     examples: tuple[str, ...] = ()
+    train: str = ""
+    """Version of the dataset whose training rows were compared."""
+    evaluation: str = ""
+    """Version of the dataset whose evaluation rows were compared."""
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -40,8 +46,16 @@ class Evidence(msgspec.Struct, frozen=True):
     """Suite → figure (`latency_p95_ms`, `cost_usd`) → the current release's and the candidate's."""
     leak: Leak | None = None
     equivalence: Equivalence | None = None
+    asked: dict[str, str] = {}
+    """Suite → version of the dataset whose rows were asked."""
     artifacts: dict[str, str] | None = None
     """Each artifact that the candidate serves: empty where it was verified, else why it was refused."""
+    files: dict[str, str] | None = None
+    """Each artifact that says what must stand in its trained file: empty where it does, else what does not."""
+    pins: tuple[str, ...] | None = None
+    """What the candidate pins and is not so."""
+    trained: dict[str, str] | None = None
+    """Each artifact that was trained here → the version of the dataset that its signed manifest names."""
 
 
 def judge(rules: Sequence[GateRule], evidence: Evidence) -> tuple[Finding, ...]:
@@ -52,7 +66,10 @@ def judge(rules: Sequence[GateRule], evidence: Evidence) -> tuple[Finding, ...]:
         "cost": _figure,
         "leak": _leak,
         "equivalence": _equivalence,
+        "dataset": _dataset,
         "signature": _signature,
+        "files": _files,
+        "pins": _pins,
     }
     return tuple(by_kind[rule.kind](rule, evidence) for rule in rules)
 
@@ -120,10 +137,25 @@ def _leak(rule: GateRule, evidence: Evidence) -> Finding:
     if found is None or found.checked <= 0:
         return _missing(rule, "nobody compared the training rows with the evaluation's")
     facts = msgspec.to_builtins(found)
+    if stale := _not_of(found, evidence):
+        return Finding(rule, "fail", f"The comparison of training with evaluation rows is stale: {stale}.", facts)
     if found.leaked:
         named = f" ({', '.join(found.examples[:3])})" if found.examples else ""
         return Finding(rule, "fail", f"{found.leaked} of {found.checked} evaluation rows were trained on{named}.", facts)
     return Finding(rule, "pass", f"None of {found.checked} evaluation rows was trained on.", facts)
+
+
+def _not_of(leak: Leak, evidence: Evidence) -> str:
+    """Why a leak check says nothing of this candidate: it looked at other versions than were trained on, or asked."""
+    for version in (evidence.trained or {}).values():
+        if leak.train and version != leak.train:
+            return f"it looked at the training rows of {leak.train[:15]}, the candidate was trained on {version[:15]}"
+    for suite, version in evidence.asked.items():
+        if leak.evaluation and version != leak.evaluation:
+            return (
+                f"it looked at the evaluation rows of {leak.evaluation[:15]}, the suite {suite} asked those of {version[:15]}"
+            )
+    return ""
 
 
 def _equivalence(rule: GateRule, evidence: Evidence) -> Finding:
@@ -151,6 +183,37 @@ def _signature(rule: GateRule, evidence: Evidence) -> Finding:
         return Finding(rule, "fail", " ".join(wrong.values()), facts)
     count = len(evidence.artifacts)
     return Finding(rule, "pass", f"{count} artifacts verified." if count else "It serves no artifact of ours.", facts)
+
+
+def _dataset(rule: GateRule, evidence: Evidence) -> Finding:
+    if not evidence.trained:
+        return _missing(rule, "no artifact says which version of a dataset it was trained on")
+    facts = {"trained": evidence.trained}
+    stale = sorted({version[:15] for version in evidence.trained.values() if version != rule.version})
+    if stale:
+        said = f"The dataset version is stale: the candidate was trained on {stale[0]}, not on {rule.version[:15]}."
+        return Finding(rule, "fail", said, facts)
+    return Finding(rule, "pass", f"Trained on {rule.version[:15]}.", facts)
+
+
+def _files(rule: GateRule, evidence: Evidence) -> Finding:
+    if evidence.files is None:
+        return _missing(rule, "nobody looked at what stands in the trained files")
+    wrong = [why for why in evidence.files.values() if why]
+    facts = {"files": evidence.files}
+    if wrong:
+        return Finding(rule, "fail", " ".join(wrong), facts)
+    count = len(evidence.files)
+    said = f"{count} trained files are what was trained." if count else "It serves no file that says what was trained."
+    return Finding(rule, "pass", said, facts)
+
+
+def _pins(rule: GateRule, evidence: Evidence) -> Finding:
+    if evidence.pins is None:
+        return _missing(rule, "nobody looked at what it pins")
+    if evidence.pins:
+        return Finding(rule, "fail", " ".join(evidence.pins), {"pins": list(evidence.pins)})
+    return Finding(rule, "pass", "Its id and its prompt are those of its parts.")
 
 
 def _of_suite(rule: GateRule, by_suite: Mapping[str, T]) -> T | None:

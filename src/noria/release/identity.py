@@ -50,6 +50,8 @@ def _endpoint(e: Endpoint) -> dict[str, Any]:
     }
     if "adapter" in e.digests:  # what is in it counts, not what an installation calls it
         pin["options"] = {k: v for k, v in e.options.items() if k != "adapter"}
+    if "artifact" in e.options and "weights" in e.digests:
+        pin["options"] = {k: v for k, v in e.options.items() if k not in ("artifact", "file", "sha256")}
     if e.digests:
         pin["digests"] = dict(sorted(e.digests.items()))
         del pin["model"]

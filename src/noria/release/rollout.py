@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from noria.contracts.rollout import Decision, Rollout, RolloutPolicy
+from noria.contracts.rollout import Decision, Look, Rollout, RolloutPolicy
 from noria.kit.sequential import Arm, evidence_of_drop, interval
 
 MOST_MORE = 1_000_000
@@ -92,6 +92,15 @@ def decide(rollout: Rollout, seen: Seen, now_ns: int) -> Decision:
     more = answers_missing(base, other, policy)
     known = f"about {more} more judged answers" if more else "no number of answers will, if it stays like this"
     return _wait(so, rollout, now_ns, f"{bounds} does not exclude a drop of {policy.max_regression:g}; {known}", {"more": more})
+
+
+def known_by(rollout: Rollout, seen: Seen, now_ns: int) -> Look:
+    """What is known of the difference, whether or not anything follows from it."""
+    base, other = seen.stable.scores, seen.candidate.scores
+    low, high = interval(base, other, rollout.policy.alpha)
+    harm = _rounded(evidence_of_drop(base, other))
+    means = (round(base.mean, 6), round(other.mean, 6))
+    return Look(now_ns, rollout.step, base.n, means[0], other.n, means[1], round(low, 6), round(high, 6), harm)
 
 
 def answers_missing(base: Arm, other: Arm, policy: RolloutPolicy) -> int:

@@ -25,10 +25,8 @@ class DriftSettings(Strict):
     """How large a change must be: `low` asks for twice the usual effect, `high` for half of it."""
     calm: int = Field(default=2, ge=1, le=100)
     """Reports in a row without drift after which an alert is over."""
-    refresh: bool = False
-    """Whether an alert opens a Refresh of the app."""
 
     def policy(self) -> DriftPolicy:
         """As the app has it."""
-        kept = self.model_dump(include={"level", "sensitivity", "calm", "refresh"})
+        kept = self.model_dump(include={"level", "sensitivity", "calm"})
         return DriftPolicy(self.reference, self.recent, self.every, **kept)

@@ -16,7 +16,7 @@ from noria.contracts.error import ConfigError, NoriaError, boundary
 from noria.contracts.stage import Check, Options, Provider
 from noria.evaluate.suite import REFUSED_PARAMS
 from noria.kit import extension
-from noria.settings import health, rollout, routing
+from noria.settings import health, refresh, rollout, routing
 from noria.settings.document import Document
 from noria.settings.problem import Path, Problem, unknown
 from noria.settings.tree import ReleaseSettings, RuleSettings, StoreSettings, default_action
@@ -242,6 +242,7 @@ def _app(doc: Document, name: str, value: Mapping[str, Any], path: Path) -> Iter
             yield from _release(doc, release, at)
     yield from _weights(doc, value, path)
     yield from rollout.problems(doc, value, path, _names(doc, *path, "releases"))
+    yield from refresh.problems(doc, value, path)
     if name in _embedding_models(doc):
         yield doc.problem(path, f"{name!r} is an embedding model's name too, and clients call both by name.", key=True)
 

@@ -20,11 +20,9 @@ def _rising(steps: list[float]) -> list[float]:
     return steps
 
 
-class RolloutSettings(Strict):
-    """A canary: its share rises step by step while nothing speaks against it, and falls to 0 as soon as something does."""
+class PolicySettings(Strict):
+    """A canary's share rises step by step while nothing speaks against it, and falls to 0 as soon as something does."""
 
-    canary: str
-    """The release that is the candidate."""
     steps: Annotated[list[float], Field(min_length=1), AfterValidator(_rising)] = [1.0, 10.0, 50.0]
     """Percent of the app's traffic, rising; after the last one it is promoted to all of it."""
     metric: str = Field(default="thumbs_up", min_length=1)
@@ -45,6 +43,13 @@ class RolloutSettings(Strict):
     def policy(self) -> RolloutPolicy:
         """As the rollout has it."""
         return RolloutPolicy(**{**self.model_dump(exclude={"canary"}), "steps": tuple(self.steps)})
+
+
+class RolloutSettings(PolicySettings):
+    """A canary: its share rises step by step while nothing speaks against it, and falls to 0 as soon as something does."""
+
+    canary: str
+    """The release that is the candidate."""
 
 
 def problems(doc: Document, app: Mapping[str, Any], path: Path, releases: list[str]) -> Iterator[Problem]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
-from typing import Annotated, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from noria.settings.environment import reference_problem
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,99}\Z")
 _SIZE = re.compile(r"(\d+)\s*([kmg]i?b|b)\Z", re.IGNORECASE)
@@ -103,8 +111,31 @@ class Strict(BaseModel):
         extra="forbid",
         strict=True,
         frozen=True,
-        use_attribute_docstrings=True,
         allow_inf_nan=False,
         hide_input_in_errors=True,
         validate_default=True,
+        defer_build=True,  # the tree is built once, from its root, not once more for each branch
     )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With the text below each field as its description: read when a schema is asked for, not at each start, where it
+        would be a third of the import of the tree.
+        """
+        made = handler(schema)
+        properties = handler.resolve_ref_schema(made)["properties"]
+        for name, text in _texts_of(cls).items():
+            properties[cls.model_fields[name].alias or name]["description"] = text
+        return made
+
+
+def _texts_of(model: type[Strict]) -> dict[str, str]:
+    """What stands below each field in the source of `model` and its bases."""
+    found = {}
+    for part in reversed(model.__mro__[: model.__mro__.index(Strict)]):
+        (written,) = ast.parse(inspect.getsource(part)).body
+        assert isinstance(written, ast.ClassDef)
+        for field, below in pairwise(written.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                found[ast.unparse(field.target)] = inspect.cleandoc(str(below.value.value))
+    return found

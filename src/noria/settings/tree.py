@@ -21,6 +21,7 @@ from noria.settings.health import Health
 from noria.settings.metrics import MetricsSettings
 from noria.settings.money import AlertSettings, BudgetSettings, LimitSettings, OwnPrice
 from noria.settings.operate import OperateSettings
+from noria.settings.refresh import RefreshSettings
 from noria.settings.rollout import RolloutSettings
 from noria.settings.routing import Regions, Route, RoutingSettings
 from noria.settings.shape import Duration, HttpUrl, Name, SecretReference, Size, StoreUrl, Strict, Texts, listed
@@ -210,6 +211,8 @@ class AppSettings(AnswerSettings):
     """How one of the releases, the candidate, comes into service; `apply` begins it."""
     drift: DriftSettings | None = None
     """Whether somebody watches if its traffic changes; `{}` for the usual windows. Not watched when absent."""
+    refresh: RefreshSettings | None = None
+    """How its traffic becomes its next release: what is learned, trained, asked for, and what begins it. By hand alone when absent."""
     regions: Regions = []
     """Where its requests may be computed, in whatever release; see `routing.regions`."""
     record_bodies: bool = True

@@ -2,7 +2,7 @@
 
 import pytest
 
-from noria.adapt import equivalence
+from noria.adapt import equivalence, job
 from noria.adapt.equivalence import Fault, Served
 from noria.contracts.error import NoriaError
 
@@ -106,3 +106,22 @@ def test_too_few_rows_are_no_verdict(finished):
     finished._keep()
     with pytest.raises(Fault, match="too few"):
         check(finished, Served(finished.merged))
+
+
+def test_what_came_of_it_is_kept_with_the_job(finished):
+    check(finished, Served(finished.merged))
+    with pytest.raises(Fault):
+        check(finished, Served(finished.base, finished.adapter), wrong=8)
+    adapter, merged = job.checked_of(finished.folder)
+    assert (merged.file, merged.equivalent, merged.agreement, merged.says) == (finished.merged.name, True, 1.0, "")
+    assert (adapter.file, adapter.equivalent, adapter.code, adapter.agreement) == (
+        finished.adapter.name,
+        False,
+        "not_equivalent",
+        0.8,
+    )
+    with pytest.raises(Fault):
+        check(finished, Served(finished.base, finished.adapter, scale=0.5))
+    again = job.checked_of(finished.folder)[0]
+    assert (again.code, again.agreement) == ("wrong_lora_scale", None)
+    assert "LoRA scale 0.5" in again.says

@@ -44,6 +44,7 @@ def test_progress_is_read_as_it_grows_and_half_a_line_waits(tmp_path):
     second, place = jobs.progress_of(tmp_path, place)
     assert [p.step for p in second] == [2]
     assert jobs.progress_of(tmp_path, place) == ([], len(b"".join(lines)))
+    assert jobs.latest_of(tmp_path) == second[-1]
 
 
 def test_the_reason_is_the_trainers_own_else_the_end_of_its_log(tmp_path):

@@ -157,4 +157,13 @@ async def test_a_new_key_tells_all_of_itself_once(client: httpx.AsyncClient) -> 
 async def test_the_schema_says_what_refusals_look_like(client: httpx.AsyncClient) -> None:
     schema = (await client.get("/api/openapi.json")).json()
     assert "HTTPValidationError" not in str(schema["paths"])
-    assert "ErrorBody" in schema["components"]["schemas"]
+    assert schema["components"]["schemas"]["ErrorBody"]["properties"]["error"] == {"$ref": "#/components/schemas/ErrorDetail"}
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+    told = [
+        call["responses"][code]["content"]
+        for path in schema["paths"].values()
+        for call in path.values()
+        for code in ("4XX", "422")
+    ]
+    assert len(told) > 100
+    assert all(content == body for content in told)

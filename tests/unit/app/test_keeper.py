@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from noria.app.definition import Definition
 from noria.app.keeper import MAX_KEPT, Keeper, Stores
 from noria.app.last_used import KEPT
+from noria.app.link import Heartbeat
 from noria.app.registry import EVENT
 from noria.contracts.error import Conflict, NotFound, Unauthorized
 from noria.contracts.message import Message
@@ -155,6 +156,31 @@ async def test_a_key_is_in_force_at_once_and_gone_at_once(keeper: Keeper) -> Non
     await keeper.keyring.revoke(key.id)
     assert (await keeper.snapshot("", 1)).keys == {}
     assert (await events(keeper))[1:] == ["key.created", "key.deleted"]
+
+
+async def test_whoever_changes_a_key_is_answered_when_every_worker_follows(keeper: Keeper) -> None:
+    keeper.heard(Heartbeat("n0-w0", 1))
+    keeper.heard(Heartbeat("n0-w1", 2, trouble="a price that it cannot read"))
+    now = await keeper.snapshot("", 1)
+    waiting = asyncio.create_task(keeper.snapshot(now.hash, 5, "n0-w0"))
+    creating = asyncio.create_task(keeper.keyring.create(name="ci"))
+    fresh = await waiting
+    await asyncio.sleep(0)
+    assert not creating.done()
+    after = asyncio.create_task(keeper.snapshot(fresh.hash, 5, "n0-w0"))
+    async with asyncio.timeout(5):
+        await creating
+    after.cancel()
+
+
+async def test_a_worker_that_does_not_follow_delays_a_change_but_does_not_stop_it(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("noria.app.keeper.FOLLOWED", 0.01)
+    keeper.heard(Heartbeat("n0-w0", 1))
+    async with asyncio.timeout(5):
+        await keeper.keyring.create(name="ci")
+    assert len((await keeper.snapshot("", 1)).keys) == 1
 
 
 async def test_a_key_tells_what_its_budget_has_leased(keeper: Keeper) -> None:

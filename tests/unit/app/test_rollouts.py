@@ -16,7 +16,7 @@ from noria.app.rollouts import Plan, Rollouts
 from noria.contracts.error import ConfigError, Conflict, NotFound, RequestError
 from noria.contracts.event import Event
 from noria.contracts.release import App, Endpoint, GuardRule, Release
-from noria.contracts.rollout import Rollout, RolloutPolicy
+from noria.contracts.rollout import Finding, GateRule, Rollout, RolloutPolicy
 from noria.contracts.trace import Clause, Total
 from noria.contracts.usage import Usage
 from noria.engines.memory import MemoryRecords
@@ -110,6 +110,20 @@ async def test_a_rollout_goes_up_its_steps_and_is_promoted_by_evidence(world: Wo
     assert [d.action for d in await world.rollouts.decisions(done)] == ["advance", "promote"]
     with pytest.raises(RequestError, match="has the traffic already"):
         await begun(world)
+
+
+async def test_how_it_became_sure_is_kept_as_the_answers_grow(world: World) -> None:
+    run = await begun(world, max_regression=0.05)
+    for judged in (10, 10, 10, 11, 30, 49, 50, 400, 410):
+        world.answered(a=(500, 5), b=(judged, 0))
+        await world.rollouts.look()
+    looks = await world.rollouts.looks((await world.rollouts.get(run.id))[0])
+    assert [k.judged for k in looks] == [10, 30, 49, 50, 400], "a step is kept, a tenth more answers is not yet"
+    widths = [k.high - k.low for k in looks]
+    assert widths == sorted(widths, reverse=True)
+    assert (looks[0].stable_judged, looks[0].mean, looks[-1].step) == (505, 1.0, 1)
+    await world.rollouts.override(run.id, "rollback", actor="ann", why="enough")
+    assert await world.rollouts.looks(run) == looks
 
 
 async def test_harm_is_rolled_back_to_exactly_what_was_before(world: World) -> None:
@@ -257,6 +271,24 @@ async def test_the_file_begins_a_rollout_once_for_each_candidate(world: World) -
     await world.apply("a", "b", canary=canary, b="third")
     await world.rollouts.declare({"app": canary})
     assert [r.state for r in await world.rollouts.all()] == ["running", "rolled_back"]
+
+
+async def test_a_candidate_of_the_file_passes_the_gate_too_and_one_that_does_not_is_not_tried_again(world: World) -> None:
+    canary, found = Canary("b", POLICY), [Finding(GateRule("files"), "fail", "b.gguf is truncated.")]
+
+    async def asked(app: str, candidate: str) -> tuple[Finding, ...]:
+        return (replace(found[0], says=f"{app}/{candidate}: {found[0].says}"),)
+
+    world.rollouts.asked = asked
+    for _ in range(2):
+        await world.apply("a", "b", canary=canary, b="other")
+        await world.rollouts.declare({"app": canary})
+    (told,) = await world.rollouts.all()
+    assert (told.state, told.findings[0].says, world.shares["b"]) == ("rejected", "app/b: b.gguf is truncated.", 0.0)
+    found[0] = Finding(GateRule("files"), "pass", "")
+    await world.apply("a", "b", canary=canary, b="third")
+    await world.rollouts.declare({"app": canary})
+    assert [r.state for r in await world.rollouts.all()] == ["running", "rejected"]
 
 
 async def test_what_was_promoted_stays_in_service_while_the_file_replaces_it(world: World) -> None:

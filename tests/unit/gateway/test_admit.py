@@ -52,6 +52,13 @@ def test_without_keys_the_machine_itself_may_ask_whatever_it_sends() -> None:
         assert x.authorization == ""
 
 
+def test_who_sends_a_key_is_never_taken_for_nobody() -> None:
+    """A worker that has not heard of the first key yet must not let its holder in unnamed, and past the key's budget."""
+    with pytest.raises(Unauthorized) as e:
+        admit()(ask(authorization="nk-first"))
+    assert e.value.code == "invalid_api_key"
+
+
 def test_without_keys_other_machines_may_not_ask() -> None:
     with pytest.raises(Unauthorized) as e:
         admit()(ask(peer_is_loopback=False))

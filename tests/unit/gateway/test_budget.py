@@ -258,3 +258,63 @@ async def test_the_governance_of_a_request_asks_nobody_and_starts_no_task() -> N
     assert len(asyncio.all_tasks()) <= tasks + 1
     limits.adopt(Snapshot("c1:z", "local", 3, {}, {}))
     assert await limits.enter(X, []) is None
+
+
+# -- more than was set aside ----------------------------------------------------------------------------------
+
+
+async def overdrawn(town: Town, limits: Limits, cost: int) -> None:
+    """An exchange that cost more than was set aside for it, its row in the ledger."""
+    claim = await reserve(limits)
+    town.paid["budget:tenant@0"] = town.paid.get("budget:tenant@0", 0) + cost
+    claim.settle(cost, Usage(1, 1))
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_what_was_paid_beyond_the_reservation_is_counted_once(told: bool) -> None:
+    """The bank looks at the ledger before the worker leases what it has overdrawn: `told` or not, it must not count it as well."""
+    town = Town()
+    limits = await town.worker(budgets=[budget(100 * NEED)])
+    await overdrawn(town, limits, 3 * NEED)
+    if told:
+        await limits.slices.tell()
+    town.bank.suspect("local")
+    await town.bank.mend()
+    for _ in range(3):
+        town.now += 2_000_000_000
+        await limits.tick()
+        await asyncio.sleep(0)
+        await town.bank.mend()
+    await limits.give_back()
+    assert await total(town) == 3 * NEED
+
+
+async def test_a_counter_that_is_too_low_rises_once_every_worker_has_told() -> None:
+    """What the keeper itself spent, or a counter from a backup: found by what the ledger said before the workers spoke last."""
+    town = Town()
+    limits = await town.worker(budgets=[budget(100 * NEED)])
+    (await reserve(limits)).settle(NEED, Usage(1, 1))
+    town.paid["budget:tenant@0"] = 5 * NEED  # four of them by nobody that leases
+    await limits.give_back()
+    await town.bank.mend()
+    assert await total(town) == NEED
+    town.now += 3_000_000_000
+    await town.bank.mend()
+    assert await total(town) == 5 * NEED
+
+
+async def test_what_a_worker_had_overdrawn_when_it_died_is_not_forgotten() -> None:
+    town = Town()
+    policy = [budget(100 * NEED)]
+    dying, other = await town.worker("w0", budgets=policy), await town.worker("w1", budgets=policy)
+    (await reserve(other)).settle(0, Usage(0, 0))
+    await overdrawn(town, dying, 7 * NEED)
+    await town.bank.mend()
+    town.alive.discard("w0")
+    town.bank.ended("w0")
+    for _ in range(2):
+        await town.bank.mend()
+        town.now += 3_000_000_000
+        await other.tick()
+    await other.give_back()
+    assert await total(town) == 7 * NEED

@@ -151,10 +151,11 @@ async def test_a_rate_is_no_reason_to_stop_when_the_keeper_is_away() -> None:
     town.away = True
     first, second = await enter(limits), await enter(limits)
     assert limits.unchecked == 2
+    assert first.unchecked == second.unchecked == ("all",)
     for claim in (first, second):
         claim.settle(0, Usage())
     town.away = False
-    await enter(limits)
+    assert (await enter(limits)).warnings == []
     with pytest.raises(LimitExceeded):
         await enter(limits)
 

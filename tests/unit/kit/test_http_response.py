@@ -24,8 +24,8 @@ class Wire:
     def write(self, data: bytes) -> None:
         self.sent.append(data)
 
-    def call_soon(self, call: Any, *args: Any) -> None:
-        call(*args)
+    def later(self, flush: Any) -> None:
+        flush()
 
     def finished(self, response: Response) -> None:
         """Nothing to go on with."""

@@ -125,6 +125,13 @@ def test_a_damaged_artifact_is_mended_by_making_it_anew(home: Path, made: Artifa
     assert artifact.verify(home, made.id) == again
 
 
+def test_what_is_loaded_is_never_the_fingerprint_beside_it(home: Path, tmp_path: Path) -> None:
+    for name in ("fingerprint.json", "model.gguf"):
+        (tmp_path / name).write_bytes(name.encode())
+    made = artifact.publish(home, "model_gguf", {n: tmp_path / n for n in ("fingerprint.json", "model.gguf")})
+    assert artifact.path_of(home, made.id, kind="model_gguf") == artifact.folder(home, made.id) / "model.gguf"
+
+
 def test_names_that_are_no_plain_names_are_refused(home: Path, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"x")
     for name in ("../f", "manifest.json", "", "a/b", ".hidden"):

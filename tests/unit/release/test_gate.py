@@ -29,6 +29,8 @@ QUALITY = GateRule("quality", "exact", "main", margin=0.05)
 LATENCY = GateRule("latency", suite="main", ratio=1.5)
 COST = GateRule("cost", suite="main", ratio=1.0)
 LEAK, SAME, SIGNED = GateRule("leak"), GateRule("equivalence", ratio=0.98), GateRule("signature")
+DATASET, FILES, PINS = GateRule("dataset", version="d1:new"), GateRule("files"), GateRule("pins")
+OF = Leak(0, 300, train="d1:new", evaluation="d1:new")
 
 CASES = [
     (QUALITY, compared(-0.02, 0.01, 0.04), "pass", "not worse by 0.05"),
@@ -53,6 +55,19 @@ CASES = [
     (SIGNED, Evidence(artifacts={}), "pass", "no artifact of ours"),
     (SIGNED, Evidence(artifacts={"a1:x": "its file m.gguf was changed"}), "fail", "m.gguf was changed"),
     (SIGNED, Evidence(), "fail", "not verified"),
+    (LEAK, Evidence(leak=OF, trained={"a1:x": "d1:new"}, asked={"main": "d1:new"}), "pass", "None of 300"),
+    (LEAK, Evidence(leak=OF, trained={"a1:x": "d1:old"}), "fail", "stale: it looked at the training rows of d1:new"),
+    (LEAK, Evidence(leak=OF, asked={"main": "d1:old"}), "fail", "stale: it looked at the evaluation rows of d1:new"),
+    (DATASET, Evidence(trained={"a1:x": "d1:new"}), "pass", "Trained on d1:new"),
+    (DATASET, Evidence(trained={"a1:x": "d1:old"}), "fail", "is stale: the candidate was trained on d1:old, not on d1:new"),
+    (DATASET, Evidence(trained={}), "fail", "no artifact says"),
+    (FILES, Evidence(files={"a1:x": ""}), "pass", "1 trained files are what was trained"),
+    (FILES, Evidence(files={}), "pass", "no file that says what was trained"),
+    (FILES, Evidence(files={"a1:x": "m.gguf is truncated."}), "fail", "m.gguf is truncated"),
+    (FILES, Evidence(), "fail", "nobody looked"),
+    (PINS, Evidence(pins=()), "pass", "those of its parts"),
+    (PINS, Evidence(pins=("The prompt is mis-pinned.",)), "fail", "mis-pinned"),
+    (PINS, Evidence(), "fail", "nobody looked"),
 ]
 
 

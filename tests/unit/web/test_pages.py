@@ -142,4 +142,4 @@ def test_the_built_page_names_only_files_that_are_served_and_nothing_elsewhere()
 def test_the_built_console_stays_small() -> None:
     sizes = {f.name: f.stat().st_size for f in (pages.STATIC / "assets").glob("*.js.gz")}
     assert sizes
-    assert sum(sizes.values()) <= 160 * 1024, "all pages; what the first one loads is measured in tests/browser"
+    assert sum(sizes.values()) <= 208 * 1024, "all pages; what the first one loads is measured in tests/browser"

@@ -359,7 +359,7 @@ export class ApiError extends Error {
 }
 
 /** JSON from the server; raises `ApiError`. An aborted request raises the browser's `AbortError`. */
-async function request<T>(path: string, init: RequestInit = {}): Promise<T> {
+export async function request<T>(path: string, init: RequestInit = {}): Promise<T> {
   let response: Response;
   try {
     response = await fetch(path, { credentials: "same-origin", ...init, headers: { accept: "application/json", ...init.headers } });
@@ -371,7 +371,7 @@ async function request<T>(path: string, init: RequestInit = {}): Promise<T> {
   return (response.status === 204 ? undefined : await response.json()) as T;
 }
 
-const send = <T>(method: string, path: string, body?: unknown) =>
+export const send = <T>(method: string, path: string, body?: unknown) =>
   request<T>(path, { method, headers: { "content-type": "application/json" }, body: body === undefined ? undefined : JSON.stringify(body) });
 
 const of = (kind: Kind, name: string, cascade = false) => `/api/${kind}s/${encodeURIComponent(name)}${cascade ? "?cascade=true" : ""}`;
