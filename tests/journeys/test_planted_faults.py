@@ -129,7 +129,7 @@ class World:
             "intents", Data("desk", leak="refuse"), train=Training(base="llama"), gate=Gate(latency=None)
         )  # fmt: skip
         suite = Suite("intents", self.current, metrics=("label",))
-        return Plan(policy, suite, "label", self.main.id, "main", self.system, "llama", 0, 1)
+        return Plan(policy, suite, "label", self.current, self.main.id, "main", self.system, "llama", 0, 1)
 
     @property
     def steps(self) -> Steps:

@@ -133,7 +133,16 @@ def jobs(home: Path) -> dict[str, dict[str, int]]:
         with suppress(OSError, ValueError):
             if not (path.parent / "exit.json").exists():
                 found[path.parent.name] = json.loads(path.read_bytes())
-    return {name: ids for name, ids in found.items() if Path(f"/proc/{ids['group']}").exists()}
+    return {name: ids for name, ids in found.items() if all(ours(home, pid) for pid in ids.values())}
+
+
+def ours(home: Path, pid: int) -> bool:
+    """Whether a process is one of this home's: numbers of processes that died are given to strangers."""
+    with suppress(OSError):
+        return os.fsencode(home) in Path(f"/proc/{pid}/cmdline").read_bytes() or Path(
+            f"/proc/{pid}/cwd"
+        ).readlink().is_relative_to(home)
+    return False
 
 
 def kill(service: Service, what: str, chance: random.Random) -> str:

@@ -37,10 +37,6 @@ MODEL_WITHIN = 300.0
 """The same for a model's server, which may have gigabytes to read."""
 LAST_THINGS = 5.0
 """Seconds that a worker has after its drain to settle, give back leases and flush its spool."""
-MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(8 << 20), "MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
-"""Free memory that glibc keeps rather than give it back at once (mallopt(3), bytes): with its defaults of 128 KB every burst of
-streams, and every batch of the keeper, fetches the same pages from the kernel again, zeroed. An operator's own values stand.
-"""
 SIDES = ("", *"bcdefgh")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -303,7 +299,7 @@ class House:
         """The keeper as a child."""
         config = ("--config", str(self.plan.config)) if self.plan.config else ()
         argv = (sys.executable, "-m", "noria", "process", "keeper", *config)
-        return Child("keeper", argv, {**MALLOC, **self._env()}, ready=self._keeper_ready, grace=10.0)
+        return Child("keeper", argv, self._env(), ready=self._keeper_ready, grace=10.0)
 
     async def _keeper_ready(self, pid: int) -> bool:
         try:
@@ -343,7 +339,7 @@ class House:
         return Child(
             f"worker-{slot}",
             argv,
-            {**MALLOC, **self._env()},
+            self._env(),
             ready=self._worker_ready,
             pass_fds=(fd,),
             grace=operate.notice + operate.stop + LAST_THINGS,

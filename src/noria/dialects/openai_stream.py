@@ -116,7 +116,7 @@ _MARKS = (b'_tokens"',)
 answer looks like one."""
 _LAST = b"DONE]"
 _ENDED = (b'finish_reason":"', b'finish_reason": "')
-"""In the frames that end a choice."""
+"""In the frames that end a choice: a server writes all of its frames one way or the other."""
 
 
 class StreamReader:

@@ -211,7 +211,8 @@ class Bank:
     def ended(self, holder: str) -> None:
         """A worker is dead, and what it had under way is in the ledger: what it held is nobody's."""
         # where this keeper is younger than the worker was, it may have held any account
-        for key in (*self._held.pop(holder, {}), *self._sound):
+        unknown = self._sound if _epoch(holder) < self._began else {}
+        for key in (*self._held.pop(holder, {}), *unknown):
             self._stale[key] = 0
             self._read.pop(key, None)  # it was not read after the worker's last word
         self._complete.discard(holder)

@@ -434,8 +434,16 @@ class HttpServer:
 
     def _flush(self) -> None:
         waiting, self._later = self._later, []
-        for flush in waiting:
-            flush()
+        done = 0
+        try:
+            for flush in waiting:
+                done += 1
+                flush()
+        finally:
+            if done < len(waiting):  # one failed: the answers behind it do not wait for anything but this
+                assert self._loop is not None
+                self._later += waiting[done:]
+                self._loop.call_soon(self._flush)
 
     def forget(self, connection: HttpProtocol) -> None:
         """A connection has closed."""

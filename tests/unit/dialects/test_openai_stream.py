@@ -1,9 +1,11 @@
 import json
+import random
 
 import pytest
 
 from noria.contracts.exchange import Usage
 from noria.dialects.openai_stream import DONE, StreamReader, assemble, error_of, is_content, is_usage_only
+from noria.dialects.sse import NEAR_END, FrameSplitter, frame_end
 
 TOP = {"id": "c1", "object": "chat.completion.chunk", "created": 7, "model": "gpt", "system_fingerprint": "fp"}
 
@@ -71,6 +73,69 @@ def test_the_reader_collects_the_facts():
     assert (reader.usage, reader.content_frames, reader.done) == (Usage(3, 2), 3, False)
     reader.read(DONE)
     assert reader.done
+
+
+def passed(block):
+    """A reader that passed over what says mere text, as a relay does, and the frames that it read."""
+    reader, at, read = StreamReader(), 0, []
+    while at < len(block):
+        if reader.started and (stop := reader.skim(block, at)) > at:
+            at = stop
+            continue
+        end = frame_end(block, at)
+        reader.read(block[at:end])
+        read.append(block[at:end])
+        at = end
+    return reader, read
+
+
+def read_all(block):
+    reader = StreamReader()
+    for each in FrameSplitter().feed(block):
+        reader.read(each)
+    return reader
+
+
+def facts(reader):
+    return reader.id, reader.model, reader.finish_reason, reader.usage, reader.final, reader.done
+
+
+FRAMES = [
+    *[frame(choice({"content": text})) for text in ("a", '"usage":{"prompt_tokens":', "DONE]", 'finish_reason":"stop"')],
+    frame(choice({"content": "b"}, index=1), usage=None),
+    frame(choice({}, finish="stop")),
+    frame(choice({}, index=1, finish="length")),
+    frame(choice({"content": "c"}, finish="")),
+    frame(choice({"content": "c"}), usage={"prompt_tokens": 3, "completion_tokens": 1}),
+    frame(choice({}, finish="tool_calls"), usage={"completion_tokens": 7}),
+    frame(usage={"prompt_tokens": 3, "completion_tokens": 2}),
+    b": keep-alive\n\n",
+]
+DENSE = [b"data: " + json.dumps(json.loads(f[6:]), separators=(",", ":")).encode() + b"\n\n" for f in FRAMES[:-1]]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_passing_over_frames_finds_the_same_facts_as_reading_each(end):
+    chance = random.Random(7)
+    for _ in range(300):
+        frames = chance.choice([FRAMES, DENSE])
+        stream = b"".join(chance.choices(frames, k=chance.randint(1, 12))) + chance.choice([b"", DONE])
+        block = stream.replace(b"\n", end)
+        assert facts(passed(block)[0]) == facts(read_all(block)), block
+
+
+def test_what_says_mere_text_is_not_read_and_the_end_of_a_choice_is_found_all_the_same():
+    text, stop, usage = frame(choice({"content": "a"})), frame(choice({}, finish="stop")), frame(usage={"prompt_tokens": 1})
+    reader, read = passed(text * 50 + stop + usage + DONE)
+    assert read == [text, usage, DONE]
+    assert (reader.finish_reason, reader.content_frames) == ("stop", 51)
+
+
+def test_the_end_of_a_stream_is_looked_for_near_the_end_of_what_came():
+    text = frame(choice({"content": "a"}))
+    far = b": " + b"x" * NEAR_END + b"\n\n"
+    assert passed(text + DONE + b": bye\n\n")[0].done
+    assert not passed(text + DONE + far)[0].done
 
 
 def test_the_reader_takes_garbage_calmly():

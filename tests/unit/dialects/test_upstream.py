@@ -134,6 +134,16 @@ def test_a_stream_without_done_but_with_a_finish_reason_is_whole():
     assert passed(ROLE + HI + STOP)[1] is None
 
 
+@pytest.mark.parametrize("done", [DONE, b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n", DONE + b": bye\n\n"])
+@pytest.mark.parametrize("many", [1, 500])
+def test_the_end_is_known_however_it_is_written_and_however_much_came_before(done, many):
+    assert passed(ROLE, *[HI] * many, done) == (ROLE + HI * many + done, None)
+
+
+def test_a_text_that_says_done_does_not_end_a_stream():
+    assert passed(ROLE, HI.replace(b"hi", b"data: [DONE]"))[1].code == "upstream_cut"
+
+
 @pytest.mark.parametrize(("stream", "started"), [(ROLE + HI, True), (ROLE, False), (b"", False)])
 def test_a_stream_that_just_ends_is_cut(stream, started):
     got, error = passed(stream)

@@ -62,6 +62,8 @@ def test_an_image_is_bounded_by_itself_also_where_its_type_is_spelt_with_escapes
     import msgspec
 
     assert bound(replace(x, body={"messages": msgspec.Raw(hidden)})).input > IMAGE_TOKENS
+    hidden = hidden.replace(b'"type"', b'"ty\\u0070e"')
+    assert bound(replace(x, body={"messages": msgspec.Raw(hidden)})).input > IMAGE_TOKENS
 
 
 @pytest.mark.parametrize(

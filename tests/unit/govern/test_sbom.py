@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from noria.app import bill as wiring
 from noria.govern import sbom
@@ -27,6 +26,8 @@ MADE = "2026-11-22T00:00:00Z"
 
 
 def valid(made: dict[str, Any]) -> bool:
+    from cyclonedx.validation.json import JsonStrictValidator  # seconds of grammars, which no other process needs at collection
+
     found = JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(made))
     assert found is None, found
     return True

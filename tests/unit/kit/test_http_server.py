@@ -584,3 +584,40 @@ async def test_frames_of_one_turn_leave_in_one_system_call():
         writer.write(get())
         assert (await read_answer(reader))[2] == b"data: x\n\n" * 10
         assert len(writes) == 1
+
+
+@on_uvloop
+async def test_an_answer_that_ends_in_the_turn_of_its_last_bytes_leaves_in_one_system_call():
+    writes = []
+
+    class Transport:
+        def write(self, data):
+            writes.append(data)
+
+    async def ended(response, told):
+        await told
+        response.end()
+        response._wire.transport = real
+        real.write(b"".join(writes))
+
+    def handler(request):
+        nonlocal real
+        response = request.response
+        loop, real = response._wire.loop, response._wire.transport
+        response._wire.transport = Transport()
+        told = loop.create_future()
+        tasks.append(loop.create_task(ended(response, told)))
+
+        def comes():  # as from an upstream: the last bytes, then the word that they were the last
+            response.start(200, [], length=None)
+            response.write(b"data: x\n\n")
+            told.set_result(None)
+
+        loop.call_later(0, comes)
+
+    real, tasks = None, []
+    async with serving(handler) as (_, connect):
+        reader, writer = await connect()
+        writer.write(get())
+        assert (await read_answer(reader))[2] == b"data: x\n\n"
+        assert len(writes) == 1
