@@ -150,8 +150,8 @@ def test_answers_outlive_a_rolling_replacement_and_a_kill(noria, mirror):
     assert sum(calls(mirror, t) for t in texts) <= 8
 
 
-def test_a_file_that_is_damaged_or_taken_away_costs_misses_only(noria, mirror):
-    """Last: what the others share is gone after it."""
+def test_a_file_that_is_damaged_or_taken_away_costs_misses_only(serve_once, mirror, caller):
+    noria = caller(serve_once(CONFIG % mirror.url, "--workers", "2"))  # of its own: nothing is shared any more after it
     noria.chat("kept", "before the damage")
     until(lambda: shared(noria), 5, "not written")
     path = noria.service.home / "cache.db"

@@ -169,7 +169,7 @@ def test_over_the_network_only_the_services_own_file_can_be_applied(shared, http
 
 
 def test_reload_replaces_each_worker_while_an_old_one_finishes_its_stream(serve) -> None:
-    slow = CONFIG.replace("model: fake}", "model: fake, options: {tokens: 30, token_ms: 100}}", 1)
+    slow = CONFIG.replace("model: fake}", "model: fake, options: {tokens: 120, token_ms: 100}}", 1)
     noria = serve(slow, "--workers", "2")
     before = noria.pids()
     client = http.client.HTTPConnection(noria.url.removeprefix("http://"), timeout=30)
