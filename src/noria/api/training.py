@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import FastAPI, Query, Request
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from noria.api.field import Id, Strict, actor
 from noria.app.keeper import Keeper
 from noria.app.training import Shown, Trainings, Wish
 from noria.contracts.error import NotFound
+from noria.contracts.refresh import Output
+from noria.settings.refresh import LoraSettings, ScheduleSettings
 
-Output = Literal["adapter_gguf", "merged_f16", "merged_q8_0", "merged_q4_k_m"]
-Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LAX = ConfigDict(strict=False, frozen=False, hide_input_in_errors=False)
+"""Bodies are read as JSON has them (`"8"` for 8, say), a file as it stands there."""
 
 
-class LoraBody(Strict):
+class LoraBody(LoraSettings):
     """Low-rank adaptation."""
 
-    r: int = Field(default=16, ge=1, le=256)
-    alpha: int = Field(default=32, ge=1, le=1024)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[Target, ...] = get_args(Target)
+    model_config = LAX
 
 
-class ScheduleBody(Strict):
+class ScheduleBody(ScheduleSettings):
     """How long and how fast; as `Schedule` of the job's contract."""
 
-    epochs: float = Field(default=1.0, gt=0, le=1000)
-    steps: int = Field(default=0, ge=0)
-    batch: int = Field(default=8, ge=1, le=1024)
-    accumulate: int = Field(default=1, ge=1, le=1024)
-    learning_rate: float = Field(default=5e-4, gt=0, le=1)
-    warmup: float = Field(default=0.05, ge=0, lt=1)
-    max_length: int = Field(default=256, ge=8, le=131_072)
-    checkpoint_every: int = Field(default=20, ge=1)
+    model_config = LAX
 
 
 class Started(Strict):

@@ -22,6 +22,7 @@ from noria.contracts.dataset import Row
 from noria.contracts.error import NoriaError, Unavailable
 from noria.contracts.evaluation import Report, Scored
 from noria.dialects.openai_answer import read_answer, read_text
+from noria.dialects.openai_error import error_said
 from noria.evaluate.estimate import by_label, estimates
 from noria.evaluate.run import Answered, Tally, run
 from noria.evaluate.suite import Item, Judge, chosen, completed
@@ -274,11 +275,12 @@ def _wait(headers: dict[str, str], attempt: int) -> float:
 
 
 def _words(body: bytes) -> str:
-    try:
-        error = msgspec.json.decode(body)["error"]
-        return f"{error.get('code') or error.get('type')}: {error.get('message')}"
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        return body[:200].decode(errors="replace")
+    error = error_said(body)
+    return (
+        body[:200].decode(errors="replace")
+        if error is None
+        else f"{error.get('code') or error.get('type')}: {error.get('message')}"
+    )
 
 
 if __name__ == "__main__":

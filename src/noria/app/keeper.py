@@ -50,7 +50,6 @@ from noria.contracts.trace import ExchangeRow, TraceQuery
 from noria.gateway.probed import Probed
 from noria.gateway.tenure import SharedCounter
 from noria.govern.access import Sessions
-from noria.kit.ids import keyed
 from noria.observe.trace import read_bodies
 
 log = logging.getLogger("noria.keeper")
@@ -63,8 +62,6 @@ LIVING, FOLLOWED = 3.0, 1.0
 """Seconds of silence after which nobody waits for a worker any more, and for which a change of a key waits for all of them."""
 APPENDS = 16
 """Appends of a conversation that are remembered."""
-SUBJECT_DIGITS = 32
-"""Of the keyed hash that stands for a user (DESIGN §3a.4)."""
 MAX_KEPT = 400
 """Messages of one conversation kept at most, whatever a release replays."""
 
@@ -344,7 +341,7 @@ class Keeper:
 
     async def subject_of(self, user: str) -> str:
         """The keyed hash that stands for a user (DESIGN §3a.4)."""
-        return keyed(await self.secret(self.tenant, "subjects"), user.encode())[:SUBJECT_DIGITS]
+        return await self.feedback.hashed(self.tenant, user)
 
     # -- cached answers -----------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import msgspec
 from noria.app.supervisor import ask
 from noria.contracts.error import Conflict, NoriaError, Unavailable
 from noria.contracts.refresh import Refresh, Told
+from noria.dialects.openai_error import error_said
 from noria.kit.http_client import HttpCallError
 
 PATIENCE_S = 120.0
@@ -86,11 +87,10 @@ class Client:
 
 def refusal(status: int, answer: bytes) -> NoriaError:
     """An answer of 4xx or 5xx as an error."""
-    try:
-        error = msgspec.json.decode(answer)["error"]
+    error = error_said(answer) or {}
+    message, code = answer[:500].decode(errors="replace"), ""
+    if "message" in error:
         message, code = str(error["message"]), str(error.get("code") or "")
-    except (msgspec.DecodeError, KeyError, TypeError):
-        message, code = answer[:500].decode(errors="replace"), ""
     if status == 503:
         return Unavailable(message, code=code or "unavailable")
     if status == 409:

@@ -21,6 +21,7 @@ import msgspec
 
 from noria.contracts.error import ConfigError
 from noria.data.collect import Prompt
+from noria.dialects.openai_error import error_said
 from noria.dialects.openai_stream import StreamReader, is_content
 from noria.dialects.sse import FrameSplitter
 from noria.kit.http_client import HttpCallError, HttpClient
@@ -198,11 +199,8 @@ def _facts(result: Result, reader: StreamReader, streamed: bytes, raw: bytes) ->
 
 
 def _error(raw: bytes) -> str:
-    try:
-        error = msgspec.json.decode(raw)["error"]
-        return f"{error.get('code') or error.get('type')}: {error.get('message')}"
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        return ""
+    error = error_said(raw)
+    return "" if error is None else f"{error.get('code') or error.get('type')}: {error.get('message')}"
 
 
 def summary(results: list[Result], seconds: float) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import msgspec
 from noria.app.supervisor import ask
 from noria.contracts.error import NoriaError, Unavailable
 from noria.contracts.port import JobRunner
+from noria.dialects.openai_error import error_said
 from noria.govern.access import admin_token
 from noria.kit import extension
 from noria.kit.http_client import HttpCallError, HttpClient
@@ -85,11 +86,10 @@ def decoded(status: int, answer: bytes, what: str) -> Any:
     """The value of an answer. Raises `Refused` for 4xx and 5xx."""
     if status < 400:
         return msgspec.json.decode(answer) if answer else None
-    try:
-        error = msgspec.json.decode(answer)["error"]
-        raise Refused(str(error["message"]), code=error.get("code"))
-    except (msgspec.DecodeError, KeyError, TypeError):
-        raise Refused(f"{what}: {status} {answer[:300].decode(errors='replace')}") from None
+    error = error_said(answer) or {}
+    if "message" not in error:
+        raise Refused(f"{what}: {status} {answer[:300].decode(errors='replace')}")
+    raise Refused(str(error["message"]), code=error.get("code"))
 
 
 @contextlib.asynccontextmanager

@@ -8,6 +8,7 @@ and one that no retry can mend, say `x-should-retry: false` (`_base_client.py`, 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
@@ -80,6 +81,15 @@ def _waiting(seconds: float | None) -> Headers:
     if seconds is None:
         return []
     return [("retry-after", str(max(1, math.ceil(seconds)))), ("retry-after-ms", str(max(1, math.ceil(seconds * 1000))))]
+
+
+def error_said(body: bytes) -> dict[str, Any] | None:
+    """The `error` of an answer of ours (`message`, `code`, `type`, …); None for a body that has none."""
+    try:
+        error = msgspec.json.decode(body)["error"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return None
+    return error if isinstance(error, dict) else None
 
 
 def _is_error_body(body: bytes) -> bool:

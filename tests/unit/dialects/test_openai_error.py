@@ -4,7 +4,7 @@ import openai as sdk
 import pytest
 
 from noria.contracts import error as e
-from noria.dialects.openai_error import error_answer, error_body, error_frame
+from noria.dialects.openai_error import error_answer, error_body, error_frame, error_said
 
 
 def answer(error):
@@ -83,3 +83,12 @@ def test_an_error_frame_is_one_event_that_the_official_client_raises_on():
     frame = error_frame(e.UpstreamError("cut", code="upstream_cut", started=True))
     [event] = sdk._streaming.SSEDecoder().iter_bytes(iter([frame]))
     assert event.json()["error"]["code"] == "upstream_cut"
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b'{"error": "text"}', b'{"error": null}', b'"error"'])
+def test_a_body_without_an_error_of_ours_says_nothing(body):
+    assert error_said(body) is None
+
+
+def test_what_an_error_of_ours_says():
+    assert error_said(b'{"error": {"message": "No.", "code": "no"}}') == {"message": "No.", "code": "no"}
